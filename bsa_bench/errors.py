@@ -1,0 +1,55 @@
+"""Domain errors; each carries the exit code with which the command line ends."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+EXIT_WRONG = 3
+EXIT_NOTHING_MEASURED = 4
+EXIT_INFRASTRUCTURE = 5
+EXIT_SOME_FAILED = 8
+EXIT_INTERRUPTED = 130
+
+EXIT_CODES: dict[int, str] = {
+    EXIT_OK: "every case that can run here was measured (or was already), and was correct",
+    EXIT_USAGE: "usage: a wrong flag, suite, axis, implementation, input or run name; nothing was run",
+    EXIT_WRONG: "at least one case gave a wrong result (recorded as WRONG, never as fast)",
+    EXIT_NOTHING_MEASURED: "nothing was measured: no case can run here",
+    EXIT_INFRASTRUCTURE: "infrastructure: the results folder cannot be written, or the disk is full",
+    EXIT_SOME_FAILED: "some cases crashed, timed out or ran out of memory; they are recorded, the others are measured",
+    EXIT_INTERRUPTED: "interrupted (Ctrl-C); what was measured is kept, --resume goes on",
+}
+
+
+class BenchError(Exception):
+    """A fact of the domain that ends a command with a message and an exit code, not with a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(BenchError):
+    """What was asked for does not exist or contradicts itself."""
+
+    exit_code = EXIT_USAGE
+
+
+class SuiteError(UsageError):
+    """A suite file is wrong; the message names the file, the key, the value and what was expected."""
+
+
+class InputError(UsageError):
+    """An input (clip, tensor file) is missing or does not fit the workload."""
+
+
+class StoreError(BenchError):
+    """The results folder cannot be written or read."""
+
+    exit_code = EXIT_INFRASTRUCTURE
+
+
+class UnsupportedError(BenchError):
+    """An implementation cannot run a case here; the message says why and what would make it run."""
+
+    exit_code = EXIT_NOTHING_MEASURED

@@ -1,0 +1,1 @@
+"""The built-in suites: data only, read through `importlib.resources`."""
