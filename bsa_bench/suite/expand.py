@@ -1,0 +1,176 @@
+"""From the groups of a suite to its cases: cross them, resolve each point, leave out what limits say, never repeat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from bsa_bench.errors import SuiteError
+from bsa_bench.result import PASSES, BsaOptions, Case, PassName
+from bsa_bench.suite.layers import Layer
+from bsa_bench.suite.schema import INPUT_NEEDS, MODEL_KEYS, SECTIONS, DeviceKind, Limit, Value, Variant
+from bsa_bench.suite.suggest import shorten
+from bsa_bench.workload import PRESETS, InputSpec, Workload
+
+MAX_POINTS = 100_000
+AUTO_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
+Offer = dict[tuple[str, BsaOptions], Variant | None]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A combination that the suite names and does not measure, and why."""
+
+    what: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What a suite comes to on one kind of device."""
+
+    cases: tuple[Case, ...]
+    dropped: tuple[Dropped, ...]
+
+
+def expand(layer: Layer, *, suite: str, device_kind: DeviceKind, source: str) -> Expansion:
+    """Make the cases: by tokens, then by implementation in the suite's order, then by options, then by pass.
+
+    `full` takes no options and is made once a workload. No measurement (`Case.case_hash`) is made twice: of variants
+    that come to the same options the first one stays.
+
+    Raises:
+        SuiteError: no implementations, no length, too many combinations, or nothing left.
+    """
+    part = layer.part
+    if part.implementations is None:
+        raise SuiteError(
+            f"{source}: implementations: is missing, expected a list such as ['full@sdpa-flash', 'bsa@gather']"
+        )
+    implementations = tuple(dict.fromkeys(part.implementations))
+    sparse = [name for name in implementations if not name.startswith("full@")]
+    dropped: dict[Dropped, None] = {}
+    offers: dict[Workload, Offer] = {}
+    for point in _points(layer, source):
+        workload = _workload(point, device_kind, source)
+        offer = offers.setdefault(workload, {})
+        for variant in part.variant or (None,):
+            reason = _not_when(variant, workload)
+            if variant and reason:
+                dropped[Dropped(f"variant {variant.name!r} at {workload.label}", reason)] = None
+                continue
+            options = _options(point, variant)
+            for name in sparse:
+                if variant and variant.implementations is not None and name not in variant.implementations:
+                    only = f"only for {' and '.join(variant.implementations)}"
+                    dropped[Dropped(f"variant {variant.name!r} of {name}", only)] = None
+                    continue
+                first = offer.setdefault((name, options), variant)
+                if variant and first and first.name != variant.name:
+                    what = f"variant {variant.name!r} of {name} at {workload.label}"
+                    dropped[Dropped(what, f"the same options as variant {first.name!r}")] = None
+    cases = []
+    for workload in sorted(offers, key=lambda w: w.num_tokens):
+        for name in implementations:
+            for passes in part.passes or PASSES:
+                if over := _over_limit(part.limit, name, passes, workload):
+                    dropped[over] = None
+        cases += list(_cases(layer, suite, workload, offers[workload], implementations))
+    if not cases:
+        reasons = "".join(f"\n  {item}" for item in list(dropped)[:5])
+        raise SuiteError(f"{source}: no case is left, expected at least one{':' if reasons else ''}{reasons}")
+    return Expansion(tuple(cases), tuple(dropped))
+
+
+def _cases(
+    layer: Layer, suite: str, workload: Workload, offer: Offer, implementations: tuple[str, ...]
+) -> Iterator[Case]:
+    part = layer.part
+    for name in implementations:
+        allowed = [p for p in dict.fromkeys(part.passes or PASSES) if not _over_limit(part.limit, name, p, workload)]
+        if name.startswith("full@"):
+            settings: list[tuple[BsaOptions | None, Variant | None]] = [(None, None)]
+        else:
+            settings = [(options, variant) for (who, options), variant in offer.items() if who == name]
+        for options, variant in settings:
+            for passes in allowed:
+                claims = variant is not None and name.startswith("bsa@") and passes == "forward+backward"
+                yield Case(
+                    suite=suite,
+                    workload=workload,
+                    implementation=name,
+                    passes=passes,
+                    options=options,
+                    variant=variant.name if variant else None,
+                    paper=variant.paper if variant and claims else None,
+                )
+
+
+def _points(layer: Layer, source: str) -> Iterator[dict[str, Value]]:
+    rows = [
+        [dict(zip(group, values, strict=True)) for values in zip(*group.values(), strict=True)]
+        for group in layer.groups
+    ]
+    if (count := math.prod(map(len, rows))) > MAX_POINTS:
+        raise SuiteError(f"{source}: the axes cross to {count:,} combinations, expected at most {MAX_POINTS:,}")
+    for choice in product(*rows):
+        yield {key: value for row in choice for key, value in row.items()}
+
+
+def _workload(point: Mapping[str, Value], device_kind: DeviceKind, source: str) -> Workload:
+    preset = PRESETS.get(str(point.get("model")))
+    values: dict[str, Any] = {key: getattr(preset, key) for key in MODEL_KEYS} if preset else {}
+    values |= {key: point[key] for key in SECTIONS["workload"].model_fields if key in point}
+    if values.get("dtype", "auto") == "auto":
+        values["dtype"] = AUTO_DTYPE[device_kind]
+    spec: dict[str, Any] = {key: point[key] for key in SECTIONS["input"].model_fields if key in point}
+    for key, takers in INPUT_NEEDS.items():  # `kind` is an axis and not each of its values takes a clip
+        if spec.get("kind", "smooth") not in takers:
+            spec.pop(key, None)
+    try:
+        return Workload(**values, input=InputSpec(**spec))
+    except ValidationError as error:
+        what = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        combination = f" (in the combination {shorten(dict(point))})" if point else ""
+        raise SuiteError(f"{source}: {what}{combination}") from None
+
+
+def _options(point: Mapping[str, Value], variant: Variant | None) -> BsaOptions:
+    values: dict[str, Any] = {key: point[key] for key in BsaOptions.model_fields if key in point}
+    return BsaOptions(**(values | (variant.options if variant else {})))
+
+
+def _not_when(variant: Variant | None, workload: Workload) -> str | None:
+    """Why a variant does not apply to a workload."""
+    for key, allowed in variant.when.items() if variant else ():
+        if _fact(workload, key) not in allowed:
+            return f"only when {key} = {' or '.join(map(str, allowed))}"
+    return None
+
+
+def _fact(workload: Workload, key: str) -> Value:
+    computed: dict[str, Value] = {"tokens": workload.num_tokens, "grid": workload.token_grid}
+    holder = workload.input if key in InputSpec.model_fields else workload
+    return computed[key] if key in computed else cast("Value", getattr(holder, key))
+
+
+def _over_limit(limits: Mapping[str, Limit], name: str, passes: PassName, workload: Workload) -> Dropped | None:
+    """What a limit of the suite leaves out, if it leaves this case out."""
+    for pattern, limit in limits.items():
+        if not fnmatchcase(name, pattern):
+            continue
+        because = f" ({limit.reason})" if limit.reason else ""
+        if limit.max_tokens is not None and workload.num_tokens > limit.max_tokens:
+            return Dropped(f"{name} at {workload.label}", f"the suite's limit is {limit.max_tokens:,} tokens{because}")
+        if limit.passes is not None and passes not in limit.passes:
+            return Dropped(f"{name} {passes}", f"the suite's limit is {', '.join(limit.passes)}{because}")
+    return None

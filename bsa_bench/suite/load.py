@@ -1,0 +1,95 @@
+"""Read suites: a built-in one by its name (also from an installed wheel), or any TOML file."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from bsa_bench.errors import SuiteError
+from bsa_bench.suite.layers import Layer, make_layer, merge
+from bsa_bench.suite.model import Suite, SuiteInfo, make_suite
+from bsa_bench.suite.schema import DeviceKind, Part, SuiteFile, nulls, validate
+from bsa_bench.suite.suggest import did_you_mean, join_path
+
+_PACKAGE = "bsa_suites"
+
+
+def load_suite(name_or_path: str, *, device_kind: DeviceKind) -> Suite:
+    """Load and check a suite for one kind of device.
+
+    Args:
+        name_or_path: a built-in name (`quick`), or a path: whatever ends in `.toml` or holds a separator. Relative
+            paths inside the file start at the file's folder.
+
+    Raises:
+        SuiteError: the name, the file or its content is wrong.
+    """
+    if name_or_path.endswith(".toml") or "/" in name_or_path or os.sep in name_or_path:
+        path = Path(name_or_path).expanduser()
+        return _make(_read(path), path.stem, device_kind, source=name_or_path, folder=path.parent)
+    built_in = _built_in()
+    if name_or_path not in built_in:
+        raise SuiteError(
+            f"suite: got {name_or_path!r}, expected one of {', '.join(built_in)}, "
+            f"or a path to a .toml file{did_you_mean(name_or_path, built_in)}"
+        )
+    source = f"{_PACKAGE}/{name_or_path}.toml"
+    return _make(built_in[name_or_path].read_bytes(), name_or_path, device_kind, source=source, folder=None)
+
+
+def list_suites(device_kind: DeviceKind = "cpu") -> list[SuiteInfo]:
+    """Every built-in suite, by name, with the number of its cases on `device_kind`."""
+    suites = (load_suite(name, device_kind=device_kind) for name in _built_in())
+    return [SuiteInfo(suite.name, suite.title, suite.description, len(suite.cases())) for suite in suites]
+
+
+def _built_in() -> dict[str, Any]:
+    found = (item for item in resources.files(_PACKAGE).iterdir() if item.name.endswith(".toml"))
+    return {item.name.removesuffix(".toml"): item for item in sorted(found, key=lambda item: item.name)}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.toml")))
+        raise SuiteError(f"suite: no file at {path}, expected a suite in TOML{near}") from None
+    except OSError as error:
+        raise SuiteError(f"suite: cannot read {path} ({error.strerror}), expected a suite in TOML") from None
+
+
+def _make(content: bytes, name: str, device_kind: DeviceKind, *, source: str, folder: Path | None) -> Suite:
+    try:
+        raw = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{source}: not valid TOML: {error}") from None
+    file = validate(SuiteFile, nulls(raw), source=source)
+    parts: dict[str, Part | None] = {"cpu": file.cpu, "cuda": file.cuda}
+    base = Part(**{key: value for key, value in file if key in file.model_fields_set - parts.keys()})
+    _check_names([base, *filter(None, parts.values())], source)
+    merged = merge(Layer(), make_layer(base, source=source, folder=folder), source=source)
+    # Both parts are checked on every machine; one is used.
+    layers = {
+        kind: merge(merged, make_layer(part, source=source, prefix=kind, folder=folder), source=source)
+        for kind, part in parts.items()
+        if part is not None
+    }
+    return make_suite(name, device_kind=device_kind, layer=layers.get(device_kind, merged), source=source)
+
+
+def _check_names(parts: list[Part], source: str) -> None:
+    """Refuse a limit or a variant for an implementation that is nowhere in the file: it is a typo."""
+    names = {name for part in parts for name in part.implementations or ()}
+    asked = [(join_path("limit", pattern), pattern) for part in parts for pattern in part.limit]
+    for part in parts:
+        for index, variant in enumerate(part.variant or ()):
+            where = join_path("variant", index, "implementations")
+            asked += [(where, name) for name in variant.implementations or ()]
+    for where, pattern in asked:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            hint = did_you_mean(pattern, names)
+            raise SuiteError(f"{source}: {where}: {pattern!r} fits none of the suite's implementations{hint}")
