@@ -1,0 +1,278 @@
+"""Predict FLOP, memory and seconds of a case before it runs: crude, in one table, and corrected as results come in."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bsa_bench.result import Case, PassName
+from bsa_bench.run.job import DeviceKind, Profile
+from bsa_bench.workload import DTYPE_BYTES, DType
+
+PASS_FLOP: dict[PassName, float] = {"forward": 1.0, "backward": 2.5, "forward+backward": 3.5}
+"""FLOP of a pass over those of forward: backward recomputes, so it has 5 matrix products against 2."""
+
+VERIFIED_ROWS = 1024
+"""Query rows of each head that are compared with the oracle, at most."""
+
+
+@dataclass(frozen=True)
+class EngineCost:
+    """What an engine reaches and needs; judged by its algorithm, not measured.
+
+    Args:
+        cpu_rate, cuda_rate: the share of the device's dense rate that it reaches.
+        scores_forward, scores_backward: how many fp32 matrices of all (query, key) scores, B*H*L*L, are alive at once.
+        tensors_forward, tensors_backward: how many more tensors of the size of q, in fp32 where that is larger.
+        compile_s: what the first call costs more.
+        gathered: bytes of gathered blocks alive at once, at most; the engine works in pieces of this size.
+    """
+
+    cpu_rate: float
+    cuda_rate: float
+    scores_forward: int = 0
+    scores_backward: int = 0
+    tensors_forward: int = 1
+    tensors_backward: int = 3
+    compile_s: float = 0.0
+    gathered: int = 0
+
+
+ENGINE_COST: dict[str, EngineCost] = {
+    "reference": EngineCost(0.3, 0.2, scores_forward=3, scores_backward=5),
+    "sdpa-math": EngineCost(0.4, 0.2, scores_forward=3, scores_backward=5),
+    "sdpa-flash": EngineCost(1.0, 0.8),
+    "sdpa-efficient": EngineCost(0.7, 0.5),
+    "sdpa-cudnn": EngineCost(1.0, 1.0),
+    "flash-attn": EngineCost(1.0, 0.8),
+    "xformers": EngineCost(0.7, 0.6),
+    "flex": EngineCost(0.7, 0.6, tensors_forward=2, tensors_backward=5, compile_s=20.0),
+    "gather": EngineCost(0.5, 0.2, tensors_forward=3, tensors_backward=6, gathered=256 << 20),
+    # On a CPU Triton runs in its interpreter, for verification only.
+    "triton": EngineCost(0.001, 0.4, tensors_forward=2, tensors_backward=5, compile_s=10.0),
+}
+OTHER_ENGINE = EngineCost(0.5, 0.4, tensors_forward=2, tensors_backward=5, compile_s=10.0)
+"""An engine of a third party."""
+
+_DTYPE_RATE: dict[DeviceKind, dict[DType, float]] = {
+    "cpu": {"float64": 0.5, "float32": 1.0, "bfloat16": 0.5, "float16": 0.25},
+    "cuda": {"float64": 0.06, "float32": 0.06, "bfloat16": 1.0, "float16": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class ProfileCost:
+    """What one pass is measured for, of each profile; `caches` is how many L2 states a GPU is timed in."""
+
+    warmup_s: float
+    sample_s: float
+    min_samples: int
+    caches: int
+    checks: int
+
+
+PROFILE_COST: dict[Profile, ProfileCost] = {
+    "quick": ProfileCost(warmup_s=0.3, sample_s=0.5, min_samples=5, caches=1, checks=1),
+    "report": ProfileCost(warmup_s=3.0, sample_s=2.0, min_samples=5, caches=2, checks=2),
+}
+
+
+@dataclass(frozen=True)
+class DeviceModel:
+    """The device as far as predictions need it.
+
+    Args:
+        flop_per_s: dense matmul rate that a good attention kernel reaches: fp32 on a CPU, bf16 on a GPU.
+        bytes_per_s: memory bandwidth.
+        memory_bytes: what a case may use.
+        start_s: one worker's start: interpreter, imports, device context, inputs.
+    """
+
+    kind: DeviceKind
+    flop_per_s: float
+    bytes_per_s: float
+    memory_bytes: int
+    start_s: float = 6.0
+
+    @classmethod
+    def cpu(cls, *, threads: int | None = None, memory_bytes: int | None = None) -> DeviceModel:
+        """Model this machine's CPU: 80 GFLOP/s a core in fp32, 8 GB/s a core up to 40."""
+        cores = threads or len(os.sched_getaffinity(0))
+        limit = memory_bytes if memory_bytes is not None else round(0.9 * available_memory_bytes())
+        return cls("cpu", 80e9 * cores, min(8e9 * cores, 40e9), limit)
+
+    @classmethod
+    def cuda(cls, *, name: str, memory_bytes: int) -> DeviceModel:
+        """Model a GPU by its name: about half of the datasheet's dense bf16 rate, and its bandwidth."""
+        for known, tflop_per_s, tbyte_per_s in (
+            ("B200", 1000, 7.0),
+            ("H200", 500, 4.2),
+            ("H100", 450, 2.8),
+            ("A100", 180, 1.7),
+        ):
+            if known in name:
+                return cls("cuda", tflop_per_s * 1e12, tbyte_per_s * 1e12, memory_bytes, start_s=10.0)
+        return cls("cuda", 50e12, 0.5e12, memory_bytes, start_s=10.0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A prediction for one case.
+
+    Args:
+        flop: of one call, selection included.
+        bytes: peak of the process's tensors, inputs included.
+        inputs_bytes: q, k, v and the output's gradient.
+        call_s: one call.
+        seconds: all calls that measure the case; what its group shares is in `group_start_s`.
+    """
+
+    flop: float
+    bytes: int
+    inputs_bytes: int
+    call_s: float
+    seconds: float
+
+
+def predict(case: Case, device: DeviceModel, profile: Profile = "quick") -> Estimate:
+    """Predict one case."""
+    cost, spent = PROFILE_COST[profile], engine_cost(case)
+    call_s = _call_s(case, device)
+    caches = cost.caches if device.kind == "cuda" else 1
+    phases_s = cost.min_samples * call_s if case.options else 0.0
+    verified_only = case.engine == "triton" and device.kind == "cpu"
+    measuring_s = max(cost.warmup_s, 2 * call_s) + caches * max(cost.sample_s, cost.min_samples * call_s) + 2 * call_s
+    return Estimate(
+        flop=_attend_flop(case) + _select_flop(case),
+        bytes=_peak_bytes(case, spent),
+        inputs_bytes=4 * case.workload.tensor_bytes,
+        call_s=call_s,
+        seconds=call_s if verified_only else measuring_s + phases_s,
+    )
+
+
+def group_start_s(cases: Sequence[Case], device: DeviceModel, profile: Profile = "quick") -> float:
+    """Predict what the cases of a group share: the process's start, compilation and verification."""
+    first = cases[0]
+    w = first.workload
+    factor = max(PASS_FLOP[c.passes] for c in cases)
+    rows = min(w.num_tokens, VERIFIED_ROWS) / w.num_tokens
+    # The masked oracle and dense attention, in fp64 and unfused, on the sampled rows.
+    oracle_s = 2 * w.dense_flop * rows * factor / (device.flop_per_s * _DTYPE_RATE[device.kind]["float64"] * 0.3)
+    own_s = max(_call_s(c, device) for c in cases)
+    compiled = engine_cost(first).compile_s * (2 if factor > 1 else 1)
+    return device.start_s + compiled + PROFILE_COST[profile].checks * (oracle_s + own_s)
+
+
+def group_seconds(cases: Sequence[Case], device: DeviceModel, profile: Profile = "quick") -> float:
+    """Predict a whole worker process."""
+    return group_start_s(cases, device, profile) + math.fsum(predict(c, device, profile).seconds for c in cases)
+
+
+def engine_cost(case: Case) -> EngineCost:
+    """Look the engine of a case up in the table."""
+    return ENGINE_COST.get(case.engine, OTHER_ENGINE)
+
+
+def available_memory_bytes() -> int:
+    """Memory that a new process can have here: what the machine has free, or what the container's limit leaves."""
+    import psutil
+
+    free: int = psutil.virtual_memory().available
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        most, now = _number_in(limit), _number_in(used)
+        if most is not None and now is not None:
+            free = min(free, max(most - now, 0))
+    return free
+
+
+@dataclass
+class Pace:
+    """How long groups really took over what was predicted, of each engine; predictions are scaled by it.
+
+    An engine that has not run yet gets the ratio of all others together, the first of all gets 1.
+    """
+
+    predicted_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    observed_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def observe(self, engine: str, *, predicted_s: float, observed_s: float) -> None:
+        """Learn from a group that ran to its end."""
+        self.predicted_s[engine] += predicted_s
+        self.observed_s[engine] += observed_s
+
+    def scaled(self, engine: str, predicted_s: float) -> float:
+        """Scale a prediction by what was learnt."""
+        if engine in self.predicted_s:
+            return predicted_s * self.observed_s[engine] / self.predicted_s[engine]
+        if self.predicted_s:
+            return predicted_s * math.fsum(self.observed_s.values()) / math.fsum(self.predicted_s.values())
+        return predicted_s
+
+
+def _call_s(case: Case, device: DeviceModel) -> float:
+    cost = engine_cost(case)
+    rate = device.flop_per_s * _DTYPE_RATE[device.kind][case.workload.dtype]
+    attend_s = _attend_flop(case) / (rate * (cost.cpu_rate if device.kind == "cpu" else cost.cuda_rate))
+    copies = 4 + (12 if case.options else 0)  # a sparse method permutes, gathers and fills besides
+    traffic_s = copies * case.workload.tensor_bytes * PASS_FLOP[case.passes] / device.bytes_per_s
+    return attend_s + _select_flop(case) / (0.1 * rate) + traffic_s + 1e-3
+
+
+def _attend_flop(case: Case) -> float:
+    density = case.options.query_keep * case.options.kv_density if case.options else 1.0
+    return case.workload.dense_flop * density * PASS_FLOP[case.passes]
+
+
+def _select_flop(case: Case) -> float:
+    """Similarity, pooling, block scores and their statistics; backward uses the plan of forward."""
+    if case.options is None or case.passes == "backward":
+        return 0.0
+    w = case.workload
+    heads = w.batch * w.heads
+    tokens = heads * w.head_dim * w.num_tokens
+    scores = heads * _num_score_entries(case)
+    return tokens * (7 + case.options.query_keep) + scores * (2 * w.head_dim + 5)
+
+
+def _num_score_entries(case: Case) -> int:
+    """Nq*Nk, the block scores of one head."""
+    assert case.options is not None
+    kv_block = case.options.block
+    query_block = case.options.query_block or kv_block
+    padded = case.workload.padded_tokens
+    return (padded(query_block) // math.prod(query_block)) * (padded(kv_block) // math.prod(kv_block))
+
+
+def _peak_bytes(case: Case, cost: EngineCost) -> int:
+    w = case.workload
+    heads = w.batch * w.heads
+    backward = case.passes != "forward"
+    wide = max(DTYPE_BYTES[w.dtype], 4)
+    tensor_wide = w.tensor_bytes // DTYPE_BYTES[w.dtype] * wide
+    scores = (cost.scores_backward if backward else cost.scores_forward) * heads * w.num_tokens**2 * wide
+    copies = (cost.tensors_backward if backward else cost.tensors_forward) * tensor_wide
+    inputs = (8 if backward else 4) * w.tensor_bytes  # q, k, v and o, or the gradient of o; then the gradients
+    total = inputs + scores + copies + heads * w.num_tokens * 4  # the last: lse
+    if case.options is not None:
+        padded = w.padded_tokens(case.options.block) / w.num_tokens
+        total += round(4 * w.tensor_bytes * padded)  # q, k, v, o in block order
+        total += 3 * 4 * heads * _num_score_entries(case)  # block scores, mask, index lists
+        gathered = 2 * heads * case.options.kv_density * _num_score_entries(case) * math.prod(case.options.block)
+        total += min(round(gathered * w.head_dim * wide), cost.gathered)
+    return total
+
+
+def _number_in(path: str) -> int | None:
+    try:
+        text = Path(path).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,247 @@
+"""Run the cases, each group in a worker process of its own, and append each result the moment it is known."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from bsa_bench.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_NOTHING_MEASURED,
+    EXIT_OK,
+    EXIT_SOME_FAILED,
+    EXIT_WRONG,
+)
+from bsa_bench.result import Case, Environment, Result, Status
+from bsa_bench.run.estimate import Pace, group_seconds, predict
+from bsa_bench.run.job import Job, ProgressEvent, ResultEvent
+from bsa_bench.run.order import group_cases, memory_reason, most_informative_first
+from bsa_bench.run.progress import Progress
+from bsa_bench.run.record import Recorder
+from bsa_bench.run.resume import already_done
+from bsa_bench.run.settings import RunOutcome, RunSettings
+from bsa_bench.run.stop import StopSignals
+from bsa_bench.run.worker_process import Ending, judge, run_worker
+from bsa_bench.store.writer import RunWriter
+from bsa_bench.units import format_seconds
+
+
+def execute(
+    cases: Sequence[Case],
+    settings: RunSettings,
+    environment: Environment,
+    *,
+    unavailable: Callable[[Case], str | None],
+    writer: RunWriter,
+    progress: Progress,
+) -> RunOutcome:
+    """Run cases to their end, or until Ctrl-C, SIGTERM or the budget.
+
+    Writes the run's line, then one line a case. A case that cannot run here is UNSUPPORTED, one that is predicted not
+    to fit SKIPPED_OOM, both without a process. What dies or hangs ends one case; the rest of its group gets one fresh
+    worker. On the first Ctrl-C or SIGTERM the worker is killed and the case that it was in is left unjudged; the second
+    one acts as it would without us. Cases that were not reached get NOT_MEASURED lines, so that a report can list
+    them; a run that is killed outright has no such lines and resumes just as well.
+
+    Args:
+        cases: what to run, in order; of two that measure the same, the first counts.
+        settings: how.
+        environment: where; results point at its hash.
+        unavailable: the reason (with the remedy) why an implementation cannot run a case here, or None.
+        writer: the open run. What it held before is not repeated.
+        progress: told what happens.
+
+    Raises:
+        UsageError: the run to resume was measured in another environment or profile.
+        StoreError: a result cannot be stored; all results before it are.
+    """
+    asked = [case for group in group_cases(cases) for case in group]
+    done = already_done(
+        writer.previous, environment, settings.profile, allow_other_environment=settings.allow_other_environment
+    )
+    done = {case.case_hash: done[case.case_hash] for case in asked if case.case_hash in done}
+    fresh = [case for case in asked if case.case_hash not in done]
+    reasons = {case.case_hash: reason for case in fresh if (reason := unavailable(case))}
+    recorder = Recorder(writer, environment, settings, dict(done))
+    recorder.start(asked, reasons)
+    scheduler = _Scheduler(settings, environment, writer, recorder, progress)
+    with scheduler.signals, progress:
+        for message in writer.messages:
+            progress.note(message)
+        if done:
+            progress.note(f"{len(done)} of {len(asked)} cases are already done")
+        scheduler.set_aside([(case, reasons[case.case_hash]) for case in fresh if case.case_hash in reasons])
+        scheduler.run([case for case in fresh if case.case_hash not in reasons], num_done=len(done))
+        remaining = [case for case in asked if case.case_hash not in recorder.status]
+        recorder.record_all([(case, scheduler.why_left(case)) for case in remaining], Status.NOT_MEASURED)
+    counts = Counter(recorder.status.values())
+    interrupted = scheduler.signals.name is not None
+    messages = _messages(remaining, scheduler.signals.name, _resume_command(settings, writer))
+    return RunOutcome(_exit_code(counts, interrupted=interrupted), dict(counts), remaining, messages)
+
+
+class _Scheduler:
+    """Takes group after group and keeps the clock: budget, pace, time left."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        environment: Environment,
+        writer: RunWriter,
+        recorder: Recorder,
+        progress: Progress,
+    ) -> None:
+        self.signals = StopSignals()
+        self._settings = settings
+        self._environment = environment
+        self._writer = writer
+        self._recorder = recorder
+        self._progress = progress
+        self._pace = Pace()
+        self._started = time.monotonic()
+        self._ahead: list[list[Case]] = []
+        self._left: dict[str, str] = {}
+
+    def set_aside(self, reasons: Sequence[tuple[Case, str]]) -> None:
+        """Store the cases that cannot run here, and say so once for each implementation."""
+        self._recorder.record_all(reasons, Status.UNSUPPORTED)
+        for (implementation, reason), number in Counter((case.implementation, why) for case, why in reasons).items():
+            self._progress.note(f"{implementation}: cannot run here, {number} cases are UNSUPPORTED: {reason}")
+
+    def run(self, cases: Sequence[Case], *, num_done: int) -> None:
+        """Run all that fits in memory and in the budget."""
+        device, profile = self._settings.device, self._settings.profile
+        too_big = {case.case_hash: why for case in cases if (why := memory_reason(case, device)) is not None}
+        self._ahead = group_cases([case for case in cases if case.case_hash not in too_big])
+        if self._settings.budget_s is not None:
+            self._ahead = most_informative_first(self._ahead, device, profile)
+        self._progress.start(num_cases=len(cases) + num_done, num_done=num_done, left_s=self._left_s())
+        for case in cases:
+            if case.case_hash in too_big:
+                self._tell(self._recorder.record(case, Status.SKIPPED_OOM, too_big[case.case_hash]))
+        while self._ahead and not self._should_stop():
+            group = self._ahead.pop(0)
+            predicted_s, budget_s = self._group_s(group), self._budget_left_s()
+            if predicted_s > budget_s:
+                why = f"predicted to take {format_seconds(predicted_s)}, {format_seconds(budget_s)} of the budget left"
+                self._left |= {case.case_hash: why for case in group}
+            else:
+                self._run_group(group)
+
+    def why_left(self, case: Case) -> str:
+        """Say why a case was not reached."""
+        by_whom = f"stopped by {self.signals.name}" if self.signals.name else "the budget was spent"
+        return self._left.get(case.case_hash, f"{by_whom} before its turn")
+
+    def _run_group(self, group: list[Case]) -> None:
+        """Run one group; a worker that died is replaced once, without the case that it died in."""
+        pending = list(group)
+        for is_second in (False, True):
+            started = time.monotonic()
+            ending = self._run_job(pending)
+            wall_s = time.monotonic() - started
+            if not pending:
+                if not is_second:
+                    predicted_s = group_seconds(group, self._settings.device, self._settings.profile)
+                    self._pace.observe(group[0].engine, predicted_s=predicted_s, observed_s=wall_s)
+                return
+            if ending.cause == "stopped":
+                self._left[pending[0].case_hash] = f"{self.signals.name or 'the end of the budget'} stopped it"
+                return
+            status, reason = judge(
+                ending, limit_s=self._settings.case_limit_s, memory_bytes=self._settings.device.memory_bytes
+            )
+            tail = ending.log_tail or None
+            self._tell(self._recorder.record(pending.pop(0), status, reason, traceback=tail, wall_s=wall_s))
+            if is_second or not ending.spoke:
+                first = "another pass ended its second worker" if is_second else "the worker ended before it began"
+                for case in pending:
+                    self._tell(self._recorder.record(case, status, f"not tried, {first}: {reason}", traceback=tail))
+                return
+            if not pending:
+                return
+
+    def _run_job(self, pending: list[Case]) -> Ending:
+        """Run one worker on the pending cases; each result takes its case out of `pending`."""
+        settings = self._settings
+        job = Job(
+            run_id=self._writer.run_id,
+            env_hash=self._environment.hash,
+            cases=pending,
+            first_seq=self._recorder.next_seq,
+            profile=settings.profile,
+            device=settings.device.kind,
+            threads=settings.threads,
+            predicted_bytes=max(predict(case, settings.device).bytes for case in pending),
+            memory_limit_bytes=settings.device.memory_bytes,
+        )
+        self._progress.begin(pending[0], left_s=self._left_s(pending))
+
+        def on_event(event: ProgressEvent | ResultEvent) -> None:
+            if isinstance(event, ProgressEvent):
+                self._progress.doing(event.text)
+                return
+            place = next((i for i, c in enumerate(pending) if c.case_hash == event.result.case_hash), None)
+            if place is None:
+                raise ValueError(f"a result of {event.result.case_id}, which is not (or no longer) in the job")
+            case = pending.pop(place)
+            self._tell(self._recorder.take_over(case, event.result), pending)
+            if pending:
+                self._progress.begin(pending[0], left_s=self._left_s(pending))
+
+        return run_worker(
+            settings.worker_command,
+            job,
+            log_path=self._writer.folder / "logs" / f"{job.cases[0].group}.log",
+            limit_s=settings.case_limit_s,
+            on_event=on_event,
+            should_stop=self._should_stop,
+        )
+
+    def _tell(self, result: Result, pending: Sequence[Case] = ()) -> None:
+        self._progress.finish(result, left_s=self._left_s(pending))
+
+    def _should_stop(self) -> bool:
+        return self.signals.name is not None or self._budget_left_s() <= 0
+
+    def _budget_left_s(self) -> float:
+        if self._settings.budget_s is None:
+            return float("inf")
+        return self._started + self._settings.budget_s - time.monotonic()
+
+    def _left_s(self, pending: Sequence[Case] = ()) -> float:
+        return sum(self._group_s(group) for group in (pending, *self._ahead) if group)
+
+    def _group_s(self, group: Sequence[Case]) -> float:
+        predicted_s = group_seconds(group, self._settings.device, self._settings.profile)
+        return self._pace.scaled(group[0].engine, predicted_s)
+
+
+def _exit_code(counts: Counter[Status], *, interrupted: bool) -> int:
+    if interrupted:
+        return EXIT_INTERRUPTED
+    if counts[Status.WRONG]:
+        return EXIT_WRONG
+    if not counts[Status.OK] + counts[Status.VERIFIED_ONLY]:
+        return EXIT_NOTHING_MEASURED
+    return EXIT_SOME_FAILED if any(status.is_failure for status in counts) else EXIT_OK
+
+
+def _messages(remaining: Sequence[Case], signal_name: str | None, resume_command: str) -> list[str]:
+    if not remaining:
+        return []
+    why = f"stopped by {signal_name}" if signal_name else "the budget is spent"
+    listed = [f"  {case.case_id}" for case in remaining[:20]]
+    if len(remaining) > 20:
+        listed.append(f"  and {len(remaining) - 20} more")
+    head = f"{why}; what was measured is stored, {len(remaining)} cases are left:"
+    return ["\n".join([head, *listed]), f"go on with: {resume_command}"]
+
+
+def _resume_command(settings: RunSettings, writer: RunWriter) -> str:
+    command = list(settings.command)
+    if not command:
+        return f"--resume, run {writer.run_id}"
+    return shlex.join(command if "--resume" in command else [*command, "--resume"])

@@ -1,0 +1,71 @@
+"""Ask a worker process what this machine is and what cannot run on it, so that the command line never loads torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.result import Case, Environment
+from bsa_bench.run.job import DeviceKind
+from bsa_bench.run.settings import WORKER_COMMAND
+
+#: [implementation, dtype, head_dim, backward]
+Question = tuple[str, str, int, bool]
+PROBE_LIMIT_S = 300
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The environment, and by question why that cannot run here (None: it can)."""
+
+    environment: Environment
+    reasons: dict[Question, str | None]
+
+    def unavailable(self, case: Case) -> str | None:
+        """The reason why a case cannot run here, or None."""
+        return self.reasons[question_of(case)]
+
+
+def question_of(case: Case) -> Question:
+    """What has to be known about a case."""
+    return case.implementation, case.workload.dtype, case.workload.head_dim, case.passes != "forward"
+
+
+def probe(
+    questions: dict[DeviceKind, Iterable[Question]], *, device: DeviceKind | None, threads: int | None,
+    command: tuple[str, ...] = WORKER_COMMAND,
+) -> Probe:
+    """Start a worker that describes the machine and answers the questions for the device it finds.
+
+    Args:
+        device: the kind to use, or None for a GPU where there is one.
+
+    Raises:
+        UsageError: the device asked for is not here.
+        StoreError: the worker failed; the message ends with its last words.
+    """
+    request = {
+        "threads": threads,
+        "device": device,
+        "questions": {kind: sorted(set(asked)) for kind, asked in questions.items()},
+    }
+    try:
+        done = subprocess.run(
+            [*command, "--probe"], input=json.dumps(request), capture_output=True, text=True, check=False,
+            timeout=PROBE_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise StoreError(f"the probe of this machine did not answer within {PROBE_LIMIT_S} s") from None
+    if done.returncode != 0:
+        last = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise StoreError(f"the probe of this machine failed with exit code {done.returncode}:\n{last}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if "error" in answer:
+        raise UsageError(str(answer["error"]))
+    return Probe(
+        Environment.model_validate(answer["environment"]),
+        {(q[0], q[1], q[2], q[3]): q[4] for q in answer["reasons"]},
+    )

@@ -1,0 +1,121 @@
+"""Turn what happened to a case into a stored line, in order, and remember its status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from bsa_bench.result import Case, Environment, Memory, Result, RunLine, Status
+from bsa_bench.run.estimate import predict
+from bsa_bench.run.settings import RunSettings
+from bsa_bench.store.writer import RunWriter
+
+
+class Recorder:
+    """Stores results and numbers them.
+
+    Attributes:
+        status: the final status of each case, by case hash; those of before a resume included.
+    """
+
+    def __init__(
+        self, writer: RunWriter, environment: Environment, settings: RunSettings, done: dict[str, Status]
+    ) -> None:
+        self._writer = writer
+        self._environment = environment
+        self._settings = settings
+        self.next_seq = writer.next_seq
+        self.status = done
+
+    def start(self, asked: Sequence[Case], reasons: dict[str, str]) -> None:
+        """Store the run's line; `reasons` says by case hash why a case cannot run here."""
+        settings = self._settings
+        unavailable = _unavailable(asked, reasons)
+        self._writer.append(
+            RunLine(
+                run_id=self._writer.run_id,
+                utc=_utc_now(),
+                suite=settings.suite,
+                suite_title=settings.suite_title,
+                profile=settings.profile,
+                command=list(settings.command),
+                environment=self._environment,
+                num_cases=len(asked),
+                unavailable=unavailable,
+            )
+        )
+
+    def take_over(self, case: Case, result: Result) -> Result:
+        """Store a worker's result under our own number, case and memory prediction."""
+        memory = result.memory
+        if memory is not None:
+            memory = memory.model_copy(update={"predicted_bytes": predict(case, self._settings.device).bytes})
+        return self._store(
+            [result.model_copy(update={"seq": self.next_seq, "case": case, "memory": memory})],
+        )
+
+    def record(
+        self, case: Case, status: Status, reason: str, *, traceback: str | None = None, wall_s: float | None = None
+    ) -> Result:
+        """Store what became of a case that no worker could report."""
+        return self._store([self._own(case, status, reason, traceback=traceback, wall_s=wall_s)])
+
+    def record_all(self, reasons: Sequence[tuple[Case, str]], status: Status) -> None:
+        """Store cases that no worker was started for, in one write."""
+        if reasons:
+            self._store([self._own(case, status, reason, place=i) for i, (case, reason) in enumerate(reasons)])
+
+    def _store(self, results: list[Result]) -> Result:
+        self._writer.append(*results)
+        self.next_seq += len(results)
+        self.status |= {result.case_hash: result.status for result in results if result.status.is_final}
+        return results[-1]
+
+    def _own(
+        self,
+        case: Case,
+        status: Status,
+        reason: str,
+        *,
+        place: int = 0,
+        traceback: str | None = None,
+        wall_s: float | None = None,
+    ) -> Result:
+        estimate = predict(case, self._settings.device)
+        memory = Memory(
+            inputs_bytes=estimate.inputs_bytes,
+            predicted_bytes=estimate.bytes,
+            how="predicted",
+            reason=f"not measured: {status.meaning}",
+        )
+        return Result(
+            run_id=self._writer.run_id,
+            seq=self.next_seq + place,
+            utc=_utc_now(),
+            case=case,
+            case_id=case.case_id,
+            case_hash=case.case_hash,
+            env_hash=self._environment.hash,
+            status=status,
+            reason=reason,
+            memory=memory,
+            wall_s=wall_s,
+            traceback=traceback,
+        )
+
+
+def _unavailable(asked: Sequence[Case], reasons: dict[str, str]) -> dict[str, str]:
+    """Reasons by implementation; one that lacks only some passes is named with them."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for case in asked:
+        if case.case_hash in reasons:
+            passes = found.setdefault((case.implementation, reasons[case.case_hash]), [])
+            passes += [case.passes] * (case.passes not in passes)
+    runs = {case.implementation for case in asked if case.case_hash not in reasons}
+    return {
+        f"{name} ({', '.join(passes)})" if name in runs else name: reason for (name, reason), passes in found.items()
+    }
+
+
+def _utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

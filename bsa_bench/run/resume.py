@@ -1,0 +1,60 @@
+"""What a resumed run need not repeat, and whether it may be resumed here at all."""
+
+from __future__ import annotations
+
+from bsa_bench.errors import UsageError
+from bsa_bench.result import Environment, Status
+from bsa_bench.store.reader import Run
+
+
+def already_done(
+    previous: Run | None, environment: Environment, profile: str, *, allow_other_environment: bool = False
+) -> dict[str, Status]:
+    """Return the final status by case hash of what was measured in this environment.
+
+    Timings of two environments or profiles must not stand in one table unmarked, so that is refused. Where it is
+    allowed, what was measured elsewhere is measured again here, and results say by their `env_hash` which is which.
+
+    Raises:
+        UsageError: the run was measured in another environment, or with another profile.
+    """
+    if previous is None:
+        return {}
+    last = previous.run_lines[-1]
+    if not allow_other_environment:
+        remedy = "start a new run without --resume, or add --allow-other-environment to have both in one run"
+        if last.profile != profile:
+            raise UsageError(
+                f"run {last.run_id}: measured with profile {last.profile!r}, asked for {profile!r}; {remedy}"
+            )
+        if last.environment.hash != environment.hash:
+            raise UsageError(
+                f"run {last.run_id}: measured in another environment, {_changes(last.environment, environment)}; "
+                f"{remedy}"
+            )
+    return {
+        result.case_hash: result.status
+        for result in previous.results
+        if result.status.is_final and result.env_hash == environment.hash
+    }
+
+
+def _changes(before: Environment, now: Environment) -> str:
+    """`package torch 2.12.0 -> 2.13.0, device_name ...`: what differs, without what never matters to a timing."""
+    left, right = _flat(before), _flat(now)
+    keys = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
+    if not keys:
+        return f"{before.hash} -> {now.hash}"
+    shown = [f"{key}: {left.get(key)} -> {right.get(key)}" for key in keys[:6]]
+    return ", ".join(shown) + f", and {len(keys) - 6} more" * (len(keys) > 6)
+
+
+def _flat(environment: Environment) -> dict[str, object]:
+    fields = environment.model_dump(exclude={"hash", "git_commit", "git_dirty"})
+    flat: dict[str, object] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,56 @@
+"""What a run is asked to do, and how it ended."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from bsa_bench.result import Case, Status
+from bsa_bench.run.estimate import DeviceModel
+from bsa_bench.run.job import Profile
+
+WORKER_COMMAND = (sys.executable, "-m", "bsa_bench.worker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a run is made.
+
+    Args:
+        suite, suite_title, command: stored in the run's line; `command` is what the user typed.
+        device: what predictions assume; its `memory_bytes` is the limit above which a case is not started.
+        profile: how long each case is measured.
+        threads: of a CPU worker; null leaves the choice to the worker.
+        case_limit_s: the time limit of a case; that of the first one in a worker includes the worker's start.
+        budget_s: the time for the whole run; given, the most informative groups come first.
+        allow_other_environment: resume although the run was measured elsewhere or otherwise.
+        worker_command: starts a worker; an argument so that the scheduler is tested without torch.
+    """
+
+    suite: str
+    suite_title: str = ""
+    command: tuple[str, ...] = ()
+    device: DeviceModel
+    profile: Profile = "quick"
+    threads: int | None = None
+    case_limit_s: float = 600.0
+    budget_s: float | None = None
+    allow_other_environment: bool = False
+    worker_command: tuple[str, ...] = WORKER_COMMAND
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended.
+
+    Args:
+        exit_code: see `bsa_bench.errors.EXIT_CODES`.
+        counts: the asked cases by status, those of before a resume included.
+        remaining: cases that were not reached; `--resume` goes on with them.
+        messages: what to tell the user at the end.
+    """
+
+    exit_code: int
+    counts: dict[Status, int]
+    remaining: list[Case]
+    messages: list[str]

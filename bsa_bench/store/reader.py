@@ -1,0 +1,119 @@
+"""Read a run's `results.jsonl` back into its models; the only place that parses stored lines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bsa_bench.errors import StoreError
+from bsa_bench.result import SCHEMA_VERSION, Environment, Result, RunLine
+
+RESULTS_FILE = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stored run, as read.
+
+    A run has a line for each time it was started or resumed, and a result line for each attempt at a case; a case that
+    was resumed has several. `path` is the results file. `torn_line` is the number of an unfinished last line, which
+    was left out: its writer was killed in the middle of it.
+    """
+
+    path: Path
+    run_lines: list[RunLine]
+    results: list[Result]
+    torn_line: int | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run."""
+        return self.run_lines[0].run_id
+
+    @property
+    def environment(self) -> Environment:
+        """The environment of the last start or resumption."""
+        return self.run_lines[-1].environment
+
+    @property
+    def num_remaining(self) -> int:
+        """How many of the cases asked for have no final status yet."""
+        return max(self.run_lines[-1].num_cases - sum(r.status.is_final for r in self.latest()), 0)
+
+    def latest(self) -> list[Result]:
+        """One result a case, in the order of execution: the last final one, else the last."""
+        chosen: dict[str, int] = {}
+        for index, result in enumerate(self.results):
+            before = chosen.get(result.case_hash)
+            if before is None or result.status.is_final or not self.results[before].status.is_final:
+                chosen[result.case_hash] = index
+        return [self.results[index] for index in sorted(chosen.values())]
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run from its folder or its `results.jsonl`.
+
+    A last line that is torn (without its newline, or not JSON) is left out.
+
+    Raises:
+        StoreError: there is no run at `path`, a line is invalid, or a newer bsa-bench wrote it. The message names the
+            file and the line.
+    """
+    file = _results_file(Path(path))
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be read: {error.strerror}") from error
+    unfinished = lines.pop()
+    torn_line = len(lines) + 1 if unfinished.strip() else None
+    run_lines: list[RunLine] = []
+    results: list[Result] = []
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            fields = json.loads(raw)
+        except ValueError as error:
+            if number == len(lines) and torn_line is None:
+                torn_line = number
+                continue
+            raise StoreError(f"{where}: expected a JSON object, got {raw[:60]!r}: {error}") from error
+        line = _parse(fields, where)
+        if isinstance(line, RunLine):
+            run_lines.append(line)
+        else:
+            results.append(line)
+    if not run_lines:
+        raise StoreError(f"{file}: holds no run line, expected one at its start; the run ended before it began")
+    return Run(file, run_lines, results, torn_line)
+
+
+def _results_file(path: Path) -> Path:
+    file = path / RESULTS_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise StoreError(f"{path}: no run there, expected a run's folder with {RESULTS_FILE} in it, or that file")
+    return file
+
+
+def _parse(fields: object, where: str) -> RunLine | Result:
+    if not isinstance(fields, dict):
+        raise StoreError(f"{where}: expected a JSON object, got {type(fields).__name__}")
+    version = fields.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{where}: schema_version {version}, this bsa-bench reads up to {SCHEMA_VERSION}; "
+            "read it with the bsa-bench that wrote it, or a newer one"
+        )
+    kind = fields.get("kind")
+    if kind not in {"run", "result"}:
+        raise StoreError(f"{where}: kind {kind!r}, expected 'run' or 'result'")
+    try:
+        return RunLine.model_validate(fields) if kind == "run" else Result.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "line"
+        raise StoreError(f"{where}: {key}: {first['msg']}, got {str(first['input'])[:80]!r}") from error

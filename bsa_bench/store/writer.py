@@ -1,0 +1,244 @@
+"""Append results to `results/<run>/results.jsonl` so that nothing written is ever lost or half there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.result import Result, RunLine
+from bsa_bench.store.reader import RESULTS_FILE, Run, read_run
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_REMEDY: dict[int, str] = {
+    errno.ENOSPC: "free some disk space; --resume goes on with the run",
+    errno.EDQUOT: "free some of your disk quota; --resume goes on with the run",
+    errno.EFBIG: "raise the limit of the file size (ulimit -f); --resume goes on with the run",
+    errno.EACCES: "make the folder writable for you, or choose another results folder",
+    errno.EPERM: "make the folder writable for you, or choose another results folder",
+    errno.EROFS: "the file system is read-only: choose another results folder",
+    errno.ENOTDIR: "a file stands where a folder is needed: move it away, or choose another results folder",
+    errno.EEXIST: "a file stands where a folder is needed: move it away, or choose another results folder",
+    errno.ENOLCK: "this file system has no locks: choose a results folder on another one",
+    errno.EOPNOTSUPP: "this file system has no locks: choose a results folder on another one",
+}
+
+
+class RunWriter:
+    """The one writer of a run. A line is on disk, whole, when `append` returns.
+
+    The file is opened for append, locked against a second process for as long as the writer is open, and each line is
+    one `os.write` followed by `fsync`. A line that could not be written whole is taken back, so the file still loads.
+
+    Attributes:
+        run_id: the run's name, which is its folder's name.
+        folder: `results_root/run_id`.
+        previous: what the run held when it was resumed; None for a new run, and for one killed before its first line.
+        messages: what the user should know about the opening, such as a torn line that was cut off.
+    """
+
+    def __init__(self, folder: Path, fd: int, *, previous: Run | None, messages: Sequence[str] = ()) -> None:
+        self.run_id = folder.name
+        self.folder = folder
+        self.path = folder / RESULTS_FILE
+        self.previous = previous
+        self.messages = list(messages)
+        self._fd: int | None = fd
+
+    @classmethod
+    def create(cls, results_root: str | Path, run_id: str) -> RunWriter:
+        """Start a new run.
+
+        Raises:
+            UsageError: a run of this name exists, or the name cannot be a folder's name.
+            StoreError: the folder or the file cannot be made.
+        """
+        folder = _run_folder(results_root, run_id)
+        path = folder / RESULTS_FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _store_error(folder, "cannot make the run's folder", error) from error
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError as error:
+            raise UsageError(
+                f"run {run_id!r}: {path} exists; go on with it by --resume, or give the new run another name"
+            ) from error
+        except OSError as error:
+            raise _store_error(path, "cannot make the results file", error) from error
+        _lock(fd, path)
+        return cls(folder, fd, previous=None)
+
+    @classmethod
+    def resume(cls, results_root: str | Path, run_id: str) -> RunWriter:
+        """Open an existing run to go on with it; a torn last line is cut off and said in `messages`.
+
+        Raises:
+            UsageError: there is no such run.
+            StoreError: the file cannot be opened, is being written by another process, or does not load.
+        """
+        folder = _run_folder(results_root, run_id)
+        path = folder / RESULTS_FILE
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_APPEND)
+        except FileNotFoundError as error:
+            raise UsageError(f"run {run_id!r}: nothing to resume, there is no {path}; leave --resume out") from error
+        except OSError as error:
+            raise _store_error(path, "cannot open the results file", error) from error
+        _lock(fd, path)
+        try:
+            messages = _cut_torn_line(fd, path)
+            previous = read_run(path) if os.fstat(fd).st_size else None
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(folder, fd, previous=previous, messages=messages)
+
+    @property
+    def next_seq(self) -> int:
+        """The sequence number after the last one that the run held when it was opened."""
+        return max((r.seq for r in self.previous.results), default=-1) + 1 if self.previous else 0
+
+    def append(self, *lines: RunLine | Result) -> None:
+        """Write the lines, all or none of them, and return when they are on disk.
+
+        Raises:
+            StoreError: they could not be written; the file holds what it held before.
+        """
+        if self._fd is None:
+            raise ValueError(f"{self.path}: the writer is closed")
+        data = b"".join(line.model_dump_json().encode() + b"\n" for line in lines)
+        size = os.fstat(self._fd).st_size
+        try:
+            written = os.write(self._fd, data)
+            while written < len(data):  # a nearly full disk takes a part, and says why at the next write
+                written += os.write(self._fd, data[written:])
+            os.fsync(self._fd)
+        except OSError as error:
+            undone = self._take_back(size)
+            raise _store_error(self.path, f"cannot append {len(data)} bytes{undone}", error) from error
+
+    def close(self) -> None:
+        """Close the file and give the lock back."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _take_back(self, size: int) -> str:
+        assert self._fd is not None
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            return f" (nor take the torn line back: {error.strerror}; it is cut off at the next --resume)"
+        return ""
+
+
+def check_writable(results_root: str | Path) -> None:
+    """Write, sync and remove a small file in the results folder, made if missing: a run must not find out later.
+
+    Raises:
+        StoreError: the folder cannot be made or written.
+    """
+    root = Path(results_root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root) as file:
+            file.write(b"\0" * 65536)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _store_error(root, "cannot write in the results folder", error) from error
+
+
+def default_run_id(suite: str, now: datetime | None = None) -> str:
+    """`<suite>-<UTC yyyymmdd-hhmmss>`; of a suite's path the file's stem."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(suite).stem).lstrip("._-") or "run"
+    return f"{stem}-{(now or datetime.now(UTC)).astimezone(UTC):%Y%m%d-%H%M%S}"
+
+
+def latest_run(results_root: str | Path, suite: str | None = None) -> Path | None:
+    """Find the folder of the run that was written last, of one suite if `suite` is given; None if there is none."""
+    try:
+        files = [f for f in Path(results_root).glob(f"*/{RESULTS_FILE}") if suite is None or _suite_of(f) == suite]
+        return max(files, key=lambda f: f.stat().st_mtime_ns).parent if files else None
+    except OSError as error:
+        raise _store_error(Path(results_root), "cannot look for runs", error) from error
+
+
+def _suite_of(path: Path) -> str | None:
+    """The suite that the first line names; a run that was killed before its first line has none."""
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        line = json.loads(first)
+    except ValueError:
+        return None
+    suite = line.get("suite") if isinstance(line, dict) else None
+    return suite if isinstance(suite, str) else None
+
+
+def _run_folder(results_root: str | Path, run_id: str) -> Path:
+    if not _RUN_ID.fullmatch(run_id):
+        raise UsageError(
+            f"run name: got {run_id!r}, expected letters, digits, '.', '_' and '-', the first a letter or digit"
+        )
+    return Path(results_root) / run_id
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise StoreError(f"{path}: another process is writing this run; wait for it, or start a new run") from error
+    except OSError as error:
+        os.close(fd)
+        raise _store_error(path, "cannot lock the results file", error) from error
+
+
+def _cut_torn_line(fd: int, path: Path) -> list[str]:
+    """Cut off a last line that was being written when the run was killed: without its newline, or not JSON."""
+    try:
+        data = path.read_bytes()
+        keep = data.rfind(b"\n") + 1
+        if keep == len(data):
+            last = data.rfind(b"\n", 0, max(keep - 1, 0)) + 1
+            keep = keep if _is_json(data[last:keep]) else last
+        if keep == len(data):
+            return []
+        os.ftruncate(fd, keep)
+        os.fsync(fd)
+    except OSError as error:
+        raise _store_error(path, "cannot cut off a torn last line", error) from error
+    return [f"{path}: the last line was torn when the run was killed; its {len(data) - keep} bytes are cut off"]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return not line.strip()
+    return True
+
+
+def _store_error(path: Path, what: str, error: OSError) -> StoreError:
+    remedy = _REMEDY.get(error.errno or 0, "see to the cause, or choose another results folder")
+    return StoreError(f"{path}: {what}: {error.strerror or error}; {remedy}")

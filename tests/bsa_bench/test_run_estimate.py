@@ -1,0 +1,114 @@
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from run_factory import case, three_passes
+
+from bsa_bench.run import DeviceModel, plan_run, predict
+from bsa_bench.run.estimate import Pace, available_memory_bytes, group_seconds
+from bsa_bench.run.order import group_cases, most_informative_first
+
+CPU = DeviceModel.cpu(threads=2, memory_bytes=8 << 30)
+
+
+def test_dense_flop_are_exact_and_backward_costs_two_and_a_half_times_as_much():
+    forward, backward, both = (predict(c, CPU).flop for c in three_passes(tokens=1024))
+    assert forward == 4 * 32 * 1024**2
+    assert (backward, both) == (2.5 * forward, 3.5 * forward)
+
+
+def test_the_selection_of_a_sparse_method_is_counted_but_not_in_backward():
+    dense = 4 * 32 * 4096**2
+    forward, backward, _ = (predict(c, CPU).flop for c in three_passes("bsa@gather", 4096))
+    blocks = 64
+    selection = 32 * 4096 * 7.5 + blocks**2 * (2 * 32 + 5)
+    assert forward == pytest.approx(dense * 0.05 + selection)
+    assert backward == pytest.approx(dense * 0.05 * 2.5)
+
+
+def test_only_an_engine_that_holds_all_scores_grows_with_the_square_of_the_length():
+    def growth(implementation):
+        return predict(case(implementation, 65536), CPU).bytes / predict(case(implementation, 16384), CPU).bytes
+
+    assert growth("full@sdpa-math") > 15
+    assert growth("full@sdpa-flash") == pytest.approx(4)
+    assert growth("bsa@gather") < 8
+
+
+def test_math_attention_at_153600_tokens_does_not_fit_but_flash_and_gather_do():
+    fits = {
+        row.case.implementation: row.fits
+        for row in plan_run([case(i, 153_600) for i in ("full@sdpa-math", "full@sdpa-flash", "bsa@gather")], device=CPU)
+    }
+    assert fits == {"full@sdpa-math": False, "full@sdpa-flash": True, "bsa@gather": True}
+
+
+@given(st.integers(8, 60_000), st.sampled_from(["full@sdpa-math", "full@flex", "bsa@gather", "bsa@triton", "x@y"]))
+def test_predictions_are_positive_and_grow_with_the_length(tokens, implementation):
+    small = predict(case(implementation, tokens), CPU)
+    large = predict(case(implementation, 2 * tokens), CPU)
+    assert 0 < small.inputs_bytes < small.bytes < large.bytes
+    assert 0 < small.flop < large.flop
+    assert 0 < small.call_s < large.call_s
+
+
+def test_the_report_profile_takes_longer_and_sharing_a_worker_takes_less():
+    cases = three_passes()
+    assert group_seconds(cases, CPU, "report") > group_seconds(cases, CPU, "quick")
+    assert group_seconds(cases, CPU) < sum(group_seconds([c], CPU) for c in cases)
+
+
+def test_a_gpu_is_known_by_its_name():
+    known = DeviceModel.cuda(name="NVIDIA H200", memory_bytes=1)
+    other = DeviceModel.cuda(name="NVIDIA T4", memory_bytes=1)
+    assert known.flop_per_s > other.flop_per_s
+
+
+def test_the_memory_that_can_be_used_is_known():
+    assert available_memory_bytes() > 0
+
+
+def test_plan_rows_add_up_and_say_why_a_case_will_not_run():
+    cases = [*three_passes(), case("full@xformers"), case("full@sdpa-math", 200_000)]
+    rows = plan_run(cases, device=CPU, unavailable=lambda c: "install it" if c.engine == "xformers" else None)
+    assert [row.runs for row in rows] == [True, True, True, False, False]
+    assert sum(row.seconds for row in rows) == pytest.approx(group_seconds(cases[:3], CPU))
+    assert rows[3].reason == "install it"
+    assert not rows[4].fits
+    assert rows[4].reason.startswith("predicted to need ")
+
+
+def test_pairs_come_first_from_cheap_to_dear_then_second_opinions():
+    names = ("full@sdpa-math", "full@sdpa-flash", "bsa@flex", "bsa@gather")
+    cases = [case(name, tokens) for tokens in (16384, 1024, 4096) for name in names]
+    order = [g[0] for g in most_informative_first(group_cases(cases), CPU)]
+    assert [(c.workload.num_tokens, c.implementation) for c in order[:6]] == [
+        (tokens, name) for tokens in (1024, 4096, 16384) for name in ("full@sdpa-flash", "bsa@gather")
+    ]
+    assert [c.workload.num_tokens for c in order[6:9]] == [1024, 4096, 16384]
+    assert len(order) == len(cases)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["full@a", "bsa@b", "bsa@c"]), st.integers(8, 99)), max_size=12))
+def test_ordering_loses_and_repeats_nothing(picks):
+    groups = group_cases([c for name, tokens in picks for c in three_passes(name, tokens)])
+    ordered = most_informative_first(groups, CPU)
+    assert sorted(g[0].group for g in ordered) == sorted(g[0].group for g in groups)
+    assert {len(g) for g in groups} <= {3}
+
+
+def test_the_pace_learns_from_its_engine_and_else_from_all():
+    pace = Pace()
+    assert pace.scaled("a", 10) == 10
+    pace.observe("a", predicted_s=10, observed_s=20)
+    assert pace.scaled("a", 5) == pytest.approx(10)
+    pace.observe("b", predicted_s=10, observed_s=2)
+    assert pace.scaled("c", 10) == pytest.approx(11)
+
+
+def test_the_scheduler_loads_neither_torch_nor_pandas_nor_rich():
+    program = "import sys, bsa_bench.run; print({'torch', 'triton', 'pandas', 'matplotlib', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
