@@ -1,0 +1,233 @@
+"""What a run found, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bsa_bench.report.labels import (
+    Labels,
+    describe_cases,
+    faster_words,
+    join_words,
+    latency_text,
+    one_line,
+    percent,
+    scientific,
+    shape_label,
+)
+from bsa_bench.result import PASSES, Result, Status
+from bsa_bench.store.derive import BreakEven, Row, break_even_densities, break_even_lengths, scope
+from bsa_bench.store.reader import Run
+from bsa_bench.units import format_ratio, three_digits
+
+MAX_BULLETS = 24
+
+
+def findings(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
+    """Write the section's Markdown lines."""
+    correct = [row for row in rows if row.is_correct]
+    lines: list[str] = []
+    if not correct:
+        lines.append("Nothing was measured and proved correct, so there is no speed to report.")
+    elif not any(row.is_dense for row in correct):
+        lines.append("No dense row was measured and proved correct, so there is no speed-up to report.")
+    elif all(row.is_dense for row in correct):
+        lines.append("No sparse row was measured and proved correct: this run compares dense engines only.")
+    for title, bullets in (
+        ("Fastest correct implementation", _fastest(correct, labels)),
+        ("Speed-up of the sparse operators at the longest length", _speedups(correct, labels)),
+        ("Break-even length", _break_even_lengths(rows, labels)),
+        ("Break-even density", [_break_even_density(b, labels) for b in break_even_densities(rows)]),
+        ("Unverified, wrong or not run", _failures(run, rows, labels)),
+        ("Unavailable here", [f"`{name}`: {one_line(why)}" for name, why in unavailable(run).items()]),
+        ("To keep in mind", _caveats(run, rows, labels)),
+    ):
+        if bullets:
+            lines += ["", f"### {title}", "", *_listed(bullets)]
+    return lines
+
+
+def unavailable(run: Run) -> dict[str, str]:
+    """Engines and implementations that cannot run here, with the reason that was given last."""
+    return {name: why for line in run.run_lines for name, why in line.unavailable.items()}
+
+
+def groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Rows by (workload digest, pass): shape by shape, shorter lengths and simpler passes first."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.result.case.workload.digest, row.result.case.passes), []).append(row)
+    first_seen: dict[str, int] = {}
+    for index, row in enumerate(r for group in found.values() for r in group):
+        first_seen.setdefault(scope(row.result.case.workload), index)
+
+    def order(key: tuple[str, str]) -> tuple[int, int, str, int]:
+        row = found[key][0]
+        shape = first_seen[scope(row.result.case.workload)]
+        return (shape, row.num_tokens, key[0], PASSES.index(row.result.case.passes))
+
+    return {key: found[key] for key in sorted(found, key=order)}
+
+
+def fastest(rows: Iterable[Row]) -> Row | None:
+    """The fastest row that is correct."""
+    timed = [(row.whole.median, i, row) for i, row in enumerate(rows) if row.is_correct and row.whole]
+    return min(timed)[2] if timed else None
+
+
+def _listed(bullets: Sequence[str]) -> list[str]:
+    lines = [f"- {bullet}" for bullet in bullets[:MAX_BULLETS]]
+    if len(bullets) > MAX_BULLETS:
+        lines.append(f"- and {len(bullets) - MAX_BULLETS} more; the tables below hold all of them.")
+    return lines
+
+
+def _longest(correct: Sequence[Row]) -> list[list[Row]]:
+    """For each shape and pass, the rows of its longest workload."""
+    last: dict[tuple[str, str], list[Row]] = {}
+    for rows in groups(correct).values():
+        case = rows[0].result.case
+        last[scope(case.workload), case.passes] = rows
+    return list(last.values())
+
+
+def _fastest(correct: Sequence[Row], labels: Labels) -> list[str]:
+    bullets = []
+    for rows in _longest(correct):
+        best = fastest(rows)
+        assert best is not None
+        case = best.result.case
+        where = f"{case.passes}, {case.workload.num_tokens:,} tokens ({shape_label(case.workload)})"
+        text = f"{where}: **`{labels.of(case)}`**, {latency_text(best.whole)}"
+        if best.is_baseline:
+            text += "; it is dense, no sparse row beats it" if any(not r.is_dense for r in rows) else "; it is dense"
+        elif best.dense:
+            dense = f"`{best.dense.result.case.implementation}`, {latency_text(best.dense.whole)}"
+            text += f"; the fastest dense row is {dense}"
+        bullets.append(text + ".")
+    return bullets
+
+
+def _speedups(correct: Sequence[Row], labels: Labels) -> list[str]:
+    bullets = []
+    for rows in _longest([row for row in correct if row.speedup]):
+        sparse = [row for row in rows if not row.is_dense and row.speedup]
+        for row in sorted(sparse, key=lambda r: r.speedup.value if r.speedup else 0, reverse=True):
+            assert row.speedup is not None
+            assert row.dense is not None
+            case = row.result.case
+            text = (
+                f"{case.passes}, {row.num_tokens:,} tokens: `{labels.of(case)}` as a whole operator is "
+                f"**{faster_words(row.speedup.value)}** `{row.dense.result.case.implementation}`"
+            )
+            if row.achieved_share is not None and row.density is not None:
+                text += (
+                    f"; ideal {format_ratio(row.ideal_speedup)} at the realised density {three_digits(row.density)}, "
+                    f"of which {percent(row.achieved_share)} is achieved"
+                )
+            parts = [
+                f"{name} {format_ratio(ratio.value)}"
+                for name, ratio in (
+                    ("attend only", row.speedup_attend_only),
+                    ("attend + select", row.speedup_attend_select),
+                )
+                if ratio
+            ]
+            text += f". {join_words(parts).capitalize()}" if parts else ""
+            checks = row.result.correctness
+            if checks and checks.dense:
+                text += f". Error against dense attention {scientific(checks.dense.relative_l2)} (relative L2)"
+                text += f", {percent(checks.mass_kept)} of the attention mass kept" if checks.mass_kept else ""
+            bullets.append(text + ".")
+    return bullets
+
+
+def _break_even_lengths(rows: Sequence[Row], labels: Labels) -> list[str]:
+    """None of them where each was measured at one length: that is no search for a break-even length."""
+    found = break_even_lengths(rows)
+    several = [b for b in found if len({row.num_tokens for row in b.rows}) > 1]
+    return [_break_even_length(b, labels) for b in found] if several else []
+
+
+def _break_even_length(found: BreakEven, labels: Labels) -> str:
+    case = found.rows[0].result.case
+    who = f"{case.passes}: `{labels.of(case)}` ({shape_label(case.workload)})"
+    lengths = sorted({row.num_tokens for row in found.rows})
+    span = f"{lengths[0]:,} to {lengths[-1]:,} tokens" if len(lengths) > 1 else f"only {lengths[0]:,} tokens"
+    if found.at is None:
+        return f"{who}: not reached in the measured range ({span})."
+    if found.below is None or found.above is None:
+        return f"{who}: already faster at the shortest measured length, {found.at:,.0f} tokens (measured: {span})."
+    return (
+        f"{who}: about **{_rounded(found.at)} tokens**, interpolated between {found.below:,.0f} (slower) and "
+        f"{found.above:,.0f} (faster from there on; measured: {span})."
+    )
+
+
+def _break_even_density(found: BreakEven, labels: Labels) -> str:
+    row = found.rows[0]
+    case = row.result.case
+    densities = [r.density for r in found.rows if r.density]
+    who = f"{case.passes}, {row.num_tokens:,} tokens: `{labels.of(case, without=('kv_density',))}`"
+    span = f"{three_digits(min(densities))} to {three_digits(max(densities))}"
+    if found.at is None:
+        return f"{who}: not reached in the measured range (realised density {span})."
+    if found.below is None:
+        return f"{who}: faster at every measured density, {span}."
+    return f"{who}: faster below a realised density of about **{three_digits(1 / found.at)}**, interpolated ({span})."
+
+
+def _rounded(tokens: float) -> str:
+    """Two significant digits: an interpolated length is not known better."""
+    digits = max(len(str(round(tokens))) - 2, 0)
+    return f"{round(tokens, -digits):,.0f}"
+
+
+def _failures(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
+    grouped: dict[tuple[Status, str], list[Result]] = {}
+    unverified = [row.result for row in rows if row.is_unverified]
+    for row in rows:
+        r = row.result
+        listed_below = r.status is Status.UNSUPPORTED and r.reason in unavailable(run).values()
+        if r.status is not Status.OK and not listed_below:
+            grouped.setdefault((r.status, one_line(r.reason)), []).append(r)
+    order = list(Status)
+    bullets = [
+        f"**{status}** ({status.meaning}): {reason}. {describe_cases(results, labels)}."
+        for (status, reason), results in sorted(grouped.items(), key=lambda item: order.index(item[0][0]))
+    ]
+    if unverified:
+        text = "measured but never compared with an oracle, so neither compared nor plotted"
+        bullets.insert(0, f"**unverified** ({text}): {describe_cases(unverified, labels)}.")
+    unseen = run.run_lines[-1].num_cases - len(rows)
+    if unseen > 0:
+        bullets.append(
+            f"**not reached**: {unseen} of {run.run_lines[-1].num_cases} cases have no line; --resume goes on."
+        )
+    return bullets
+
+
+def _caveats(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
+    bullets = []
+    restless = [r.result for r in rows if r.is_correct and r.result.timing and not r.result.timing.settled]
+    if restless:
+        bullets.append(f"The warm-up did not settle before its cap: {describe_cases(restless, labels)}.")
+    throttled = [
+        r.result
+        for r in rows
+        if r.result.timing and r.result.state and any((r.result.state.throttle_ns or {}).values())
+    ]
+    if throttled:
+        bullets.append(f"The device throttled while these were timed: {describe_cases(throttled, labels)}.")
+    environments = {r.result.env_hash for r in rows}
+    if len(environments) > 1:
+        bullets.append(
+            f"The run was made in {len(environments)} different environments; rows are compared within one only."
+        )
+    if run.environment.git_dirty:
+        bullets.append("The working tree had changes that no commit holds.")
+    if run.torn_line:
+        bullets.append(
+            f"Line {run.torn_line} of the results file is unfinished (its writer was killed); it is left out."
+        )
+    return bullets

@@ -1,0 +1,128 @@
+"""Short names of cases and series, and the words that report and terminal share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+from bsa_bench.result import BsaOptions, Case, Result
+from bsa_bench.stats import Summary
+from bsa_bench.store.derive import Row
+from bsa_bench.units import format_seconds, three_digits
+from bsa_bench.workload import Workload
+
+_SHORT = {"kv_density": "kv", "query_keep": "keep", "query_block": "query block"}
+
+
+class Labels:
+    """Name the cases of one run by what distinguishes them: an option that all share is not repeated."""
+
+    def __init__(self, cases: Iterable[Case]) -> None:
+        pairs = {(case.variant, case.options) for case in cases if case.options}
+        options = {each for _, each in pairs}
+        variants = [variant for variant, _ in pairs if variant]
+        self._sufficient = {variant for variant in variants if variants.count(variant) == 1}
+        self._varying = [n for n in BsaOptions.model_fields if len({getattr(o, n) for o in options}) > 1]
+
+    def of(self, case: Case, *, without: Collection[str] = ()) -> str:
+        """`bsa@gather`, or with what sets it apart `bsa@gather kv 0.1, keep 0.5`."""
+        if case.options is None:
+            return case.implementation
+        if case.variant in self._sufficient and not without:
+            return f"{case.implementation} {case.variant}"
+        parts = [_option(case.options, name) for name in self._varying if name not in without]
+        if case.variant and not without:
+            parts.insert(0, case.variant)
+        return " ".join([case.implementation, ", ".join(parts)]).strip()
+
+    def options(self, case: Case) -> str:
+        """The part of `of` that names options."""
+        return self.of(case).partition(" ")[2]
+
+    def varies(self, name: str) -> bool:
+        """Whether an option differs within the run."""
+        return name in self._varying
+
+
+def shape_label(workload: Workload) -> str:
+    """A workload but for its length: `wan2.1-1.3b, 12 heads x 128, bfloat16, video:bikes`."""
+    model = f"{workload.model}, " if workload.model else ""
+    batch = f"batch {workload.batch}, " if workload.batch != 1 else ""
+    heads = f"{workload.heads} head{'s' * (workload.heads != 1)} x {workload.head_dim}"
+    return f"{model}{batch}{heads}, {workload.dtype}, {workload.input.label}"
+
+
+def timer_label(rows: Iterable[Row]) -> str:
+    """The timers and cache states of the rows: `host timer, cache warm`."""
+    pairs = sorted({(t.timer, t.cache) for r in rows if (t := r.result.timing)})
+    return " and ".join(f"{timer} timer, cache {cache}" for timer, cache in pairs)
+
+
+def describe_cases(results: Sequence[Result], labels: Labels) -> str:
+    """`` `full@flex` (forward) at 4,096 and 16,384 tokens; ... ``."""
+    groups: dict[str, dict[str, list[int]]] = {}
+    for r in results:
+        lengths = groups.setdefault(labels.of(r.case), {}).setdefault(r.case.passes, [])
+        if r.case.workload.num_tokens not in lengths:
+            lengths.append(r.case.workload.num_tokens)
+    texts = []
+    for label, passes in groups.items():
+        by_lengths: dict[tuple[int, ...], list[str]] = {}
+        for name, lengths in passes.items():
+            by_lengths.setdefault(tuple(sorted(lengths)), []).append(name)
+        texts += [
+            f"`{label}` ({join_words(names)}) at {join_words([f'{n:,}' for n in lengths])} tokens"
+            for lengths, names in by_lengths.items()
+        ]
+    return "; ".join(texts)
+
+
+def join_words(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def one_line(text: str | None) -> str:
+    """A reason as one line without its full stop; null says that none was recorded."""
+    return re.sub(r"\s+", " ", text).strip().rstrip(".") if text else "no reason recorded"
+
+
+def latency_text(summary: Summary | None) -> str:
+    """`5.20 ms ± 2.1%`: the median and the wider half of its interval."""
+    if summary is None:
+        return "-"
+    half = max(summary.median - summary.low, summary.high - summary.median)
+    share = f" ± {_two_digits(100 * half / summary.median)}%" if summary.num_samples > 1 and summary.median else ""
+    return format_seconds(summary.median) + share
+
+
+def percent(share: float | None) -> str:
+    """`5.1%`."""
+    return "-" if share is None else f"{three_digits(100 * share)}%"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.2g}"
+
+
+def scientific(value: float | None) -> str:
+    """`4.1e-07`; of the order of one plainly, `0.213`."""
+    if value is None:
+        return "-"
+    return three_digits(value) if value == 0 or value >= 0.001 else f"{value:.1e}"
+
+
+def faster_words(speedup: float) -> str:
+    """`12.9x faster than`, `1.20x slower than`."""
+    return f"{three_digits(speedup)}x faster than" if speedup >= 1 else f"{three_digits(1 / speedup)}x slower than"
+
+
+def _option(options: BsaOptions, name: str) -> str:
+    value = getattr(options, name)
+    if isinstance(value, tuple):
+        text = "x".join(map(str, value))
+    elif value is None:
+        text = "as block"
+    else:
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{_SHORT.get(name, name.replace('_', ' '))} {text}"

@@ -1,0 +1,221 @@
+"""The report's Markdown tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from bsa_bench.report.findings import fastest, groups
+from bsa_bench.report.labels import Labels, latency_text, percent, scientific, shape_label
+from bsa_bench.result import Environment
+from bsa_bench.stats import Summary
+from bsa_bench.store.derive import Ratio, Row
+from bsa_bench.store.frame import PHASES
+from bsa_bench.store.reader import Run
+from bsa_bench.units import format_bytes, format_ratio, format_seconds, three_digits
+
+STANDING = {
+    "P": "the paper itself",
+    "N": "second-hand notes that quote its tables",
+    "P/N": "the paper for one part, second-hand notes for the rest",
+    "D": "our derivation",
+}
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]], *, words: int = 1) -> list[str]:
+    """Lay out a Markdown table; the first `words` columns stand left, the figures right."""
+    rule = ["---" if i < words else "---:" for i in range(len(head))]
+    return [f"| {' | '.join(_cell(text) for text in row)} |" for row in (head, rule, *body)]
+
+
+def environment_table(run: Run) -> list[str]:
+    """Where the run was made, as two columns; what is not known is left out."""
+    env, line = run.environment, run.run_lines[-1]
+    facts = {
+        "Suite": f"`{line.suite}`: {line.suite_title}",
+        "Profile": line.profile,
+        "Command": f"`{' '.join(line.command)}`",
+        "Started": ", resumed ".join(each.utc for each in run.run_lines),
+        "Device": f"{env.device_name} ({env.device_kind})",
+        **{f"Device: {name.replace('_', ' ')}": value for name, value in env.device_details.items()},
+        **{f"CPU: {name.replace('_', ' ')}": value for name, value in env.cpu.items()},
+        "System": env.os,
+        "Python": env.python,
+        "Packages": ", ".join(f"{name} {version}" for name, version in env.packages.items() if version),
+        "Not installed": ", ".join(name for name, version in env.packages.items() if not version),
+        "Variables": ", ".join(f"`{name}={value}`" for name, value in env.variables.items()),
+        "Commit": _commit(env),
+        "Environment digest": f"`{env.hash}`",
+    }
+    return table(["", ""], [[name, str(value)] for name, value in facts.items() if value not in {None, ""}], words=2)
+
+
+def overview_table(rows: Sequence[Row], labels: Labels) -> list[str]:
+    """One line for each workload and pass: the fastest dense row, the fastest correct row, the speed-up."""
+    body = []
+    for group in groups(rows).values():
+        best, case = fastest(group), group[0].result.case
+        dense = best.dense if best else None
+        body.append(
+            [
+                shape_label(case.workload),
+                case.passes,
+                f"{case.workload.num_tokens:,}",
+                _named(dense, labels),
+                _named(best, labels),
+                ("dense" if best.is_dense else format_ratio(best.speedup.value)) if best and best.speedup else "-",
+                format_ratio(best.ideal_speedup) if best and not best.is_dense else "-",
+                percent(best.achieved_share) if best and not best.is_dense else "-",
+            ]
+        )
+    head = ["Shape", "Pass", "Tokens", "Fastest dense", "Fastest correct", "Speed-up", "Ideal", "Achieved"]
+    return table(head, body, words=2)
+
+
+def speed_table(rows: Sequence[Row], labels: Labels) -> list[str]:
+    """All implementations at one workload and pass, the fastest first, those without a figure last."""
+    best = fastest(rows)
+    body = []
+    for row in _by_latency(rows):
+        label = f"`{labels.of(row.result.case)}`"
+        memory = row.result.memory
+        body.append(
+            [
+                f"**{label}**" if row is best else label,
+                row.status_word,
+                latency_text(row.whole) + _doubts(row),
+                str(row.whole.num_samples) if row.whole else "-",
+                "baseline" if row.is_baseline else _ratio_text(row.speedup),
+                "-" if row.is_dense or not row.whole else format_ratio(row.ideal_speedup),
+                "-" if row.is_dense else percent(row.achieved_share),
+                _part_text(row.attend_only, row.speedup_attend_only),
+                _part_text(row.attend_select, row.speedup_attend_select),
+                format_bytes(memory.peak_above_inputs_bytes if memory else None),
+                three_digits(row.executed_flop_per_s / 1e12) if row.executed_flop_per_s else "-",
+            ]
+        )
+    head = ["Implementation", "Status", "Median", "Samples", "Speed-up over fastest dense", "Ideal", "Achieved"]
+    head += ["Attend only", "Attend + select", "Peak memory above inputs", "TFLOP/s exec"]
+    return table(head, body, words=2)
+
+
+def fidelity_table(rows: Sequence[Row], labels: Labels) -> list[str]:
+    """How true each implementation is at one workload: a line for each, of its pass that errs most."""
+    worst: dict[str, Row] = {}
+    for row in rows:
+        label = labels.of(row.result.case)
+        if row.result.correctness and (label not in worst or _badness(row) > _badness(worst[label])):
+            worst[label] = row
+    body = []
+    for label, row in worst.items():
+        checks, error = row.result.correctness, row.worst_error
+        assert checks is not None
+        body.append(
+            [
+                f"`{label}`",
+                "correct" if checks.passed else "**wrong**",
+                three_digits(row.density) if row.density else "-",
+                f"{scientific(error.relative_l2)} / {scientific(error.budget)} ({error.output})" if error else "-",
+                f"{checks.rows:,}",
+                scientific(checks.dense.relative_l2 if checks.dense else None),
+                percent(checks.mass_kept),
+                {True: "yes", False: "no", None: "-"}[checks.repeat_identical],
+            ]
+        )
+    head = ["Implementation", "Verdict", "Realised density", "Error / budget, masked oracle", "Rows checked a head"]
+    head += ["Error against dense", "Mass kept", "Repeats bitwise"]
+    return table(head, body, words=2) if body else []
+
+
+def phase_table(rows: Sequence[Row], labels: Labels) -> list[str]:
+    """Medians of the phases of each sparse row."""
+    timed = [row for row in rows if row.is_correct and not row.is_dense and row.phases]
+    if not timed:
+        return []
+    names = [n for n in PHASES if any(n in r.phases for r in timed)]
+    names += sorted({n for r in timed for n in r.phases} - set(PHASES))
+    body = [
+        [
+            f"`{labels.of(row.result.case)}`",
+            row.result.case.passes,
+            f"{row.num_tokens:,}",
+            *(format_seconds(row.phases.get(name)) for name in names),
+            format_seconds(sum(row.phases.values())),
+            format_seconds(row.whole.median if row.whole else None),
+        ]
+        for group in groups(timed).values()
+        for row in group
+    ]
+    head = ["Implementation", "Pass", "Tokens", *(n.replace("_", " ") for n in names), "Sum", "Whole operator"]
+    return table(head, body, words=2)
+
+
+def paper_table(rows: Sequence[Row], labels: Labels) -> list[str]:
+    """The figures of a paper beside those of this run, for the rows that quote one."""
+    body = []
+    for row in rows:
+        case = row.result.case
+        if case.paper:
+            body.append(
+                [
+                    f"`{labels.of(case)}`",
+                    case.passes,
+                    f"{case.workload.num_tokens:,}",
+                    f"{case.paper.speedup:g}x (paper's figure, {case.paper.standing})",
+                    format_ratio(row.speedup.value) if row.speedup else _no_speedup(row),
+                    format_ratio(row.ideal_speedup),
+                    f"{STANDING[case.paper.standing]}: {case.paper.source}",
+                ]
+            )
+    head = ["Implementation", "Pass", "Tokens", "Paper's figure", "Measured here", "Ideal here", "Standing and source"]
+    return table(head, body, words=2) if body else []
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _commit(env: Environment) -> str | None:
+    if env.git_commit is None:
+        return None
+    return f"`{env.git_commit[:12]}`{' with uncommitted changes' if env.git_dirty else ''}"
+
+
+def _named(row: Row | None, labels: Labels) -> str:
+    return f"`{labels.of(row.result.case)}` {format_seconds(row.whole.median)}" if row and row.whole else "-"
+
+
+def _by_latency(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: row.whole.median if row.whole else math.inf)
+
+
+def _doubts(row: Row) -> str:
+    """Footnote marks: † an interval that covers less than 95%, ‡ a warm-up that did not settle."""
+    few = row.whole is not None and row.whole.interval_level < 0.95
+    restless = row.result.timing is not None and not row.result.timing.settled
+    return " †" * few + " ‡" * restless
+
+
+def _ratio_text(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return "-"
+    return f"{format_ratio(ratio.value)} ({three_digits(ratio.low)} to {three_digits(ratio.high)})"
+
+
+def _no_speedup(row: Row) -> str:
+    return "no correct dense row" if row.is_correct else row.status_word
+
+
+def _part_text(summary: Summary | None, ratio: Ratio | None) -> str:
+    if summary is None:
+        return "-"
+    return (
+        f"{format_seconds(summary.median)} ({format_ratio(ratio.value)})" if ratio else format_seconds(summary.median)
+    )
+
+
+def _badness(row: Row) -> float:
+    error = row.worst_error
+    if error is None:
+        return -1.0
+    return error.relative_l2 / error.budget if error.budget else error.relative_l2

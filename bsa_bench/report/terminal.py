@@ -1,0 +1,130 @@
+"""The table that ends `bsa-bench run`, for a terminal or for a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bsa_bench.report.findings import groups, unavailable
+from bsa_bench.report.labels import Labels, faster_words, latency_text, one_line, percent, scientific
+from bsa_bench.result import Status
+from bsa_bench.store.derive import Row, derive
+from bsa_bench.store.reader import Run
+from bsa_bench.units import format_ratio
+
+HEAD = ("implementation", "latency", "speed-up", "ideal", "achieved", "error vs dense", "status")
+
+
+def print_table(run: Run, console: Console) -> None:
+    """Print each workload and pass with the rows that can run here, the fastest first, then what cannot and why.
+
+    On a terminal long cells fold; elsewhere lines are plain and as long as they need to be, so that nothing is cut.
+    """
+    rows = derive(run.latest())
+    labels = Labels(row.result.case for row in rows)
+    shown = groups(row for row in rows if row.result.status is not Status.UNSUPPORTED)
+    sections = [(_title(group), [_cells(row, labels) for row in _in_order(group)]) for group in shown.values()]
+    lines = [cells for _, body in sections for cells in body]
+    widths = [max(len(cells[i]) for cells in [HEAD, *lines]) for i in range(len(HEAD))]
+    for title, body in sections:
+        console.print()
+        if console.is_terminal:
+            _print_rich(title, body, widths, console)
+        else:
+            _print_plain([title, *(_aligned(cells, widths) for cells in [HEAD, *body])], console)
+    notes = _notes(run, rows, labels)
+    if console.is_terminal:
+        for note in notes:
+            console.print(note, markup=False, highlight=False)
+    else:
+        _print_plain(notes, console)
+
+
+def _title(group: Sequence[Row]) -> str:
+    case = group[0].result.case
+    return f"{case.passes}: {case.workload.label}"
+
+
+def _in_order(group: Sequence[Row]) -> list[Row]:
+    return sorted(group, key=lambda row: row.whole.median if row.whole else float("inf"))
+
+
+def _cells(row: Row, labels: Labels) -> tuple[str, ...]:
+    checks = row.result.correctness
+    return (
+        labels.of(row.result.case),
+        latency_text(row.whole),
+        "baseline" if row.is_baseline else format_ratio(row.speedup.value if row.speedup else None),
+        "-" if row.is_dense or not row.whole else format_ratio(row.ideal_speedup),
+        "-" if row.is_dense else percent(row.achieved_share),
+        "-" if row.is_dense else scientific(checks.dense.relative_l2 if checks and checks.dense else None),
+        row.status_word,
+    )
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    last = len(cells) - 1
+    texts = [c.ljust(w) if i in {0, last} else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+    return "  ".join(texts).rstrip()
+
+
+def _print_plain(lines: Sequence[str], console: Console) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_rich(title: str, body: Sequence[Sequence[str]], widths: Sequence[int], console: Console) -> None:
+    table = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    last = len(HEAD) - 1
+    room = sum(widths) + 2 * last <= console.width
+    for i, (name, width) in enumerate(zip(HEAD, widths, strict=True)):
+        table.add_column(
+            name,
+            justify="left" if i in {0, last} else "right",
+            overflow="fold",
+            min_width=width if room else None,
+        )
+    for cells in body:
+        style = "dim" if cells[1] == "-" else None
+        table.add_row(*(Text(cell) for cell in cells), style=style)
+    console.print(table)
+
+
+def _notes(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
+    """What follows the table: reasons for rows without a figure, what is left, what is unavailable."""
+    reasons: dict[tuple[str, str], int] = {}
+    for row in rows:
+        if not row.is_correct and row.result.status is not Status.UNSUPPORTED:
+            why = "never compared with an oracle" if row.is_unverified else one_line(row.result.reason)
+            reasons[row.status_word, why] = reasons.get((row.status_word, why), 0) + 1
+    lines: list[str] = []
+    if not rows:
+        lines += ["", "No case has a result."]
+    if reasons:
+        lines += ["", "Unverified, wrong or not run:"]
+        lines += [f"  {word} ({count} row{'s' * (count != 1)}): {why}" for (word, why), count in reasons.items()]
+    if run.num_remaining:
+        lines += ["", f"Cases left: {run.num_remaining} of {run.run_lines[-1].num_cases}; --resume goes on."]
+    missing = unavailable(run)
+    if missing:
+        lines += ["", "Unavailable here:"]
+        lines += [f"  {name}: {one_line(why)}" for name, why in missing.items()]
+    return [*lines, *_best(rows, labels)]
+
+
+def _best(rows: Sequence[Row], labels: Labels) -> list[str]:
+    """The largest speed-up of a sparse row, in words."""
+    found = [(row.speedup.value, -i, row, row.dense) for i, row in enumerate(rows) if row.speedup and not row.is_dense]
+    if not found:
+        return []
+    speedup, _, row, dense = max(found)
+    case = row.result.case
+    assert dense is not None
+    where = f"{labels.of(case)}, {case.passes} at {row.num_tokens:,} tokens"
+    versus = f"{faster_words(speedup)} {labels.of(dense.result.case)}"
+    return ["", f"Largest speed-up: {where}, {versus} (ideal {format_ratio(row.ideal_speedup)})."]
