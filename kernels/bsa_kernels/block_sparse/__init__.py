@@ -1,0 +1,1 @@
+"""Block-sparse attention in Triton over the lists of a `BlockPlan`: the work of the engine `triton`."""

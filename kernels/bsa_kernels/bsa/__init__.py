@@ -1,0 +1,1 @@
+"""Bidirectional Sparse Attention: selection on both sides, and the operator."""

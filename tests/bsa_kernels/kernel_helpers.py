@@ -1,0 +1,194 @@
+"""Inputs, hand-made plans and an error budget for the tests of all engines."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bsa_kernels import BlockGrid, BlockPlan, block_sparse_attention
+from bsa_kernels.engines import reference
+from bsa_kernels.plan import lists_of_mask
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+# An engine may err this many times as much as plain torch with the same roundings (FlashAttention's rule has 2), and
+# besides, where plain torch happens to be exact, by one rounding to the result's format and these many of an fp32 sum.
+BUDGET_FACTOR = 2.5
+BUDGET_SUM_ROUNDINGS = 4
+BUDGET_ORDERS = 4
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """q, k, v and the gradient of the output, [B, H, L, D] in natural order; q, k, v are leaves that need gradients."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    do: Tensor
+
+    def to(self, dtype):
+        """The same numbers in another format."""
+        q, k, v, do = (x.detach().to(dtype) for x in (self.q, self.k, self.v, self.do))
+        return Inputs(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), do)
+
+
+def qkv(grid, head_dim, dtype=torch.float32, *, scale=1.0, seed=0, batch=1, heads=2, device=DEVICE):
+    """Gaussian inputs; q, k, v times `scale`."""
+    make = torch.Generator().manual_seed(seed)
+    length = grid[0] * grid[1] * grid[2]
+    q, k, v, do = (torch.randn(batch, heads, length, head_dim, generator=make) for _ in range(4))
+    q, k, v = (x * scale for x in (q, k, v))
+    q, k, v, do = (x.to(device=device, dtype=dtype) for x in (q, k, v, do))
+    return Inputs(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), do)
+
+
+def hand_plan(q_grid: BlockGrid, kv_grid: BlockGrid, block_mask, *, keep=0.5, zero_fill=False, seed=0) -> BlockPlan:
+    """A plan with this mask [B, H, Nq, Nk], `keep` of the rows of each block at random, and random fills."""
+    make = torch.Generator().manual_seed(seed)
+    device = block_mask.device
+    b, h, n = block_mask.shape[:3]
+    m = q_grid.block_size
+    real = torch.arange(m) < q_grid.real_counts(torch.device("cpu")).unsqueeze(-1)
+    num_kept = (q_grid.real_counts(torch.device("cpu")) * keep).round().int().clamp(min=1).expand(b, h, n)
+    draw = torch.rand(b, h, n, m, generator=make).masked_fill(~real, 2)
+    rank = draw.argsort(-1).argsort(-1)
+    kept = rank < num_kept.unsqueeze(-1)
+    width = int(num_kept.max())
+    kept_slots = torch.where(kept, torch.arange(m), m).sort(-1).values[..., :width]
+    kept_slots = torch.where(kept_slots < m, kept_slots, -1)
+    others = torch.randint(1 << 20, (b, h, n, m), generator=make) % num_kept.unsqueeze(-1)
+    fill = torch.where(kept, kept.cumsum(-1) - 1, -1 if zero_fill else others).masked_fill(~real, -1)
+    counts, indices = lists_of_mask(block_mask)
+    plan = BlockPlan(
+        q_grid=q_grid,
+        kv_grid=kv_grid,
+        kept_slots=kept_slots.to(device),
+        num_kept=num_kept.to(device),
+        fill=fill.to(device),
+        kv_counts=counts,
+        kv_indices=indices,
+        has_zero_fill=zero_fill,
+    )
+    plan.check()
+    return plan
+
+
+def random_mask(q_grid, kv_grid, density, *, seed=0, batch=1, heads=2, device=DEVICE):
+    """A block mask [B, H, Nq, Nk] with at least one block a row."""
+    make = torch.Generator().manual_seed(seed)
+    draw = torch.rand(batch, heads, q_grid.num_blocks, kv_grid.num_blocks, generator=make)
+    return ((draw < density) | (draw == draw.amin(-1, keepdim=True))).to(device)
+
+
+def run(engine, inputs, plan, *, scale=None, backward=True):
+    """Output and gradients of an engine, by name: `o`, and with `backward` `dq`, `dk`, `dv`."""
+    with torch.set_grad_enabled(backward):
+        out = block_sparse_attention(*_qkv(inputs), plan, scale=scale, engine=engine)
+    return _with_gradients(out, inputs, backward)
+
+
+def error_budgets(inputs, plan, exact, *, scale=None, backward=True):
+    """How far from `exact`, by name, an engine may be in the worst number.
+
+    That is derived from what plain torch of the same format, with the roundings that any kernel must make, errs by in
+    the worst of a few orders of summation.
+    """
+    dtype = inputs.q.dtype
+    eps = torch.finfo(dtype).eps + BUDGET_SUM_ROUNDINGS * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    budgets = dict.fromkeys(exact, 0.0)
+    for seed in range(BUDGET_ORDERS):
+        for name, result in plain(inputs, plan, scale=scale, backward=backward, seed=seed).items():
+            error = BUDGET_FACTOR * max_error(result, exact[name]) + eps * float(exact[name].detach().abs().max())
+            budgets[name] = max(budgets[name], error)
+    return budgets
+
+
+def plain(inputs, plan, *, scale=None, backward=True, seed=0):
+    """What `run` gives, from plain torch: see `_PlainAttention`."""
+    scale = inputs.q.shape[-1] ** -0.5 if scale is None else scale
+    q = plan.gather_kept(plan.q_grid.permute(inputs.q)).flatten(2, 3)
+    k, v = plan.kv_grid.permute(inputs.k), plan.kv_grid.permute(inputs.v)
+    order = torch.randperm(q.shape[-1], generator=torch.Generator().manual_seed(seed)).to(q.device)
+    out = _PlainAttention.apply(q, k, v, reference.prepare(plan), scale, order)
+    return _with_gradients(plan.fill_output(out.unflatten(2, plan.shape[2:])), inputs, backward)
+
+
+class _PlainAttention(torch.autograd.Function):
+    """Masked attention with the roundings of FlashAttention.
+
+    Products of raw operands summed in fp32; the weights and their gradients rounded to the inputs' format before the
+    next product; the weights of the backward remade from one log-sum-exp a row and from scores that are summed in
+    another order, `order` of the head's numbers.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask, scale, order):
+        wide = torch.promote_types(q.dtype, torch.float32)
+        scores = _PlainAttention.scores(q.to(wide), k.to(wide), mask, scale)
+        top = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(wide).min / 2)
+        weights = (scores - top).exp()
+        total = weights.sum(-1, keepdim=True)
+        total = total.masked_fill(total == 0, 1)
+        out = ((weights.to(q.dtype).to(wide) @ v.to(wide)) / total).to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, mask, top + total.log())
+        ctx.scale, ctx.order = scale, order
+        return out
+
+    @staticmethod
+    def backward(ctx, do):
+        q, k, v, out, mask, lse = ctx.saved_tensors
+        wide = lse.dtype
+        q, k, v, do_wide = (x.to(wide) for x in (q, k, v, do))
+        weights = (_PlainAttention.scores(q[..., ctx.order], k[..., ctx.order], mask, ctx.scale) - lse).exp()
+        delta = (out.to(wide) * do_wide).sum(-1, keepdim=True)
+        dscores = (weights * (do_wide @ v.transpose(-1, -2) - delta)).to(do.dtype).to(wide)
+        dq, dk = dscores @ k * ctx.scale, dscores.transpose(-1, -2) @ q * ctx.scale
+        dv = weights.to(do.dtype).to(wide).transpose(-1, -2) @ do_wide
+        return *(x.to(do.dtype) for x in (dq, dk, dv)), None, None, None
+
+    @staticmethod
+    def scores(q, k, mask, scale):
+        return ((q @ k.transpose(-1, -2)) * scale).masked_fill(~mask, -torch.inf)
+
+
+def max_error(result, exact):
+    """Largest absolute difference; NaN where there is one."""
+    return float((result.detach().double() - exact.detach()).abs().max())
+
+
+def assert_close_to_reference(engine, inputs, plan, *, scale=None, backward=True):
+    """Check an engine's output and gradients against the reference in fp64, inside `error_budgets`; returns them."""
+    exact = run("reference", inputs.to(torch.float64), plan, scale=scale, backward=backward)
+    budgets = error_budgets(inputs, plan, exact, scale=scale, backward=backward)
+    results = run(engine, inputs, plan, scale=scale, backward=backward)
+    for name, result in results.items():
+        assert result.dtype == inputs.q.dtype
+        error = max_error(result, exact[name])
+        assert error <= budgets[name], f"{name} of {engine}: error {error:.3g}, budget {budgets[name]:.3g}"
+    return results
+
+
+def poison_empty(monkeypatch):
+    """Make `torch.empty` and `torch.empty_like` return NaN (or a large integer), so that unwritten numbers show."""
+    for name in ("empty", "empty_like"):
+        make = getattr(torch, name)
+
+        def poisoned(*args, _make=make, **kwargs):
+            out = _make(*args, **kwargs)
+            return out.fill_(torch.nan if out.is_floating_point() else torch.iinfo(out.dtype).max)
+
+        monkeypatch.setattr(torch, name, poisoned)
+
+
+def _qkv(inputs):
+    return inputs.q, inputs.k, inputs.v
+
+
+def _with_gradients(out, inputs, backward):
+    if not backward:
+        return {"o": out.detach()}
+    return {
+        "o": out.detach(),
+        **dict(zip(("dq", "dk", "dv"), torch.autograd.grad(out, _qkv(inputs), inputs.do), strict=True)),
+    }
