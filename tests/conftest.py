@@ -1,4 +1,4 @@
-"""What every test run needs: Triton's interpreter where there is no GPU, and the mark `gpu`."""
+"""What every test run needs: Triton's interpreter where there is no GPU, one thread, and the mark `gpu`."""
 
 import os
 
@@ -8,6 +8,9 @@ import torch
 # Read when kernels are defined, so it must stand before the first import of one.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Tensors are tiny: a second thread costs more than it gives, and far more on a busy machine.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):

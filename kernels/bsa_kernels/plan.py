@@ -34,8 +34,9 @@ class BlockPlan:
       a kept row: its own), or -1 for zero.
 
     Queries live in the slots of `q_grid`, keys and values in those of `kv_grid`; the two may have different blocks.
-    `has_zero_fill` tells without looking at the data whether a real slot may be filled by zero. An engine returns the
-    outputs of kept rows [B, H, Nq, K, D]; `fill_output` makes [B, H, L, D] in natural order of them.
+    Two flags tell without looking at the data: `has_zero_fill` that a real slot may be filled by zero, and
+    `keeps_every_row` that no slot is pruned or padding, which saves copies. An engine returns the outputs of kept rows
+    [B, H, Nq, K, D]; `fill_output` makes [B, H, L, D] in natural order of them.
     """
 
     q_grid: BlockGrid
@@ -46,6 +47,7 @@ class BlockPlan:
     kv_counts: Tensor
     kv_indices: Tensor
     has_zero_fill: bool = False
+    keeps_every_row: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -58,11 +60,6 @@ class BlockPlan:
         b, h, n, k = self.kept_slots.shape
         return b, h, n, k
 
-    @property
-    def keeps_every_row(self) -> bool:
-        """Whether no query is pruned and nothing is padded, known from shapes alone."""
-        return self.kept_slots.shape[-1] == self.q_grid.block_size and self.q_grid.is_even
-
     def check(self) -> None:
         """Verify the invariants above, all of them; for tests and for plans made by hand (synchronises).
 
@@ -73,28 +70,36 @@ class BlockPlan:
         nk, mq = self.kv_grid.num_blocks, self.q_grid.block_size
         if self.q_grid.grid != self.kv_grid.grid or nq != self.q_grid.num_blocks:
             raise ValueError(f"plan: grids {self.q_grid} and {self.kv_grid} do not fit {nq} query blocks")
-        for name, shape in {
-            "num_kept": (b, h, nq),
-            "fill": (b, h, nq, mq),
-            "kv_counts": (b, h, nq),
-            "kv_indices": (b, h, nq, nk),
-        }.items():
-            if tuple(getattr(self, name).shape) != shape:
-                raise ValueError(f"plan.{name}: expected {shape}, got {tuple(getattr(self, name).shape)}")
+        for name, shape, dtype in (
+            ("kept_slots", (b, h, nq, k), torch.int64),
+            ("num_kept", (b, h, nq), torch.int32),
+            ("fill", (b, h, nq, mq), torch.int64),
+            ("kv_counts", (b, h, nq), torch.int32),
+            ("kv_indices", (b, h, nq, nk), torch.int32),
+        ):
+            table = getattr(self, name)
+            if tuple(table.shape) != shape or table.dtype != dtype:
+                raise ValueError(f"plan.{name}: expected {dtype} {shape}, got {table.dtype} {tuple(table.shape)}")
+        if ((self.num_kept < 1) | (self.num_kept > k)).any():
+            raise ValueError(f"plan.num_kept: expected counts between 1 and {k}")
         entry = torch.arange(k, device=self.device)
         is_kept = entry < self.num_kept.unsqueeze(-1)
         slots = self.kept_slots
         ascending = (slots[..., 1:] > slots[..., :-1]) | ~is_kept[..., 1:]
         real = self.q_grid.real_counts(self.device).view(1, 1, -1, 1)
-        if not (((slots >= 0) & (slots < real)) == is_kept).all() or not ascending.all() or (self.num_kept < 1).any():
-            raise ValueError("plan.kept_slots: expected ascending slots of real tokens, then -1, at least one a block")
-        lower = 0 if not self.has_zero_fill else -1
-        is_real = torch.arange(mq, device=self.device) < real
-        if not torch.where(is_real, (self.fill >= lower) & (self.fill < self.num_kept.unsqueeze(-1)), True).all():
-            raise ValueError("plan.fill: expected an entry below num_kept for each real slot")
+        if not torch.where(is_kept, (slots >= 0) & (slots < real), slots == -1).all() or not ascending.all():
+            raise ValueError("plan.kept_slots: expected num_kept ascending slots of real tokens, then -1")
+        may_be_zero = (torch.arange(mq, device=self.device) >= real) | self.has_zero_fill
+        lower = torch.where(may_be_zero, -1, 0)
+        if ((self.fill < lower) | (self.fill >= self.num_kept.unsqueeze(-1))).any():
+            raise ValueError(
+                "plan.fill: expected an entry below num_kept, or -1 for padding, and for others with has_zero_fill"
+            )
         own = self.fill.gather(-1, slots.clamp(min=0))
         if not torch.where(is_kept, own == entry, True).all():
             raise ValueError("plan.fill: a kept row must take its own output")
+        if self.keeps_every_row and not (self.q_grid.is_even and (self.num_kept == mq).all()):
+            raise ValueError("plan.keeps_every_row: expected False, for a slot is pruned or padding")
         listed = torch.arange(nk, device=self.device) < self.kv_counts.unsqueeze(-1)
         index = self.kv_indices
         if ((index < 0) | (index >= nk)).any() or not ((index[..., 1:] > index[..., :-1]) | ~listed[..., 1:]).all():
@@ -165,7 +170,8 @@ class BlockPlan:
         """Convert to FlexAttention's `BlockMask` over packed kept rows (Nq*K) and KV slots (Nk*Mk), without loss.
 
         Blocks without padding are `full` blocks, so that no mask function runs there; KV blocks with padding are
-        partial blocks, masked by the number of their real tokens.
+        partial blocks, masked by the number of their real tokens. The mask function knows the listed blocks too, so
+        that FlexAttention is right where it ignores the lists, as it does uncompiled.
         """
         from torch.nn.attention.flex_attention import BlockMask
 
@@ -177,8 +183,8 @@ class BlockPlan:
         full_counts, full_indices = lists_of_mask(mask & is_full)
         part_counts, part_indices = lists_of_mask(mask & ~is_full)
 
-        def is_real(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:  # noqa: ARG001
-            return kv % mk < real[kv // mk]
+        def attends(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            return mask[b, h, q // k, kv // mk] & (kv % mk < real[kv // mk])
 
         return BlockMask.from_kv_blocks(
             part_counts,
@@ -186,7 +192,7 @@ class BlockPlan:
             full_counts,
             full_indices,
             BLOCK_SIZE=(k, mk),
-            mask_mod=is_real,
+            mask_mod=attends,
             seq_lengths=(nq * k, self.kv_grid.num_slots),
         )
 
@@ -227,6 +233,7 @@ def full_plan(batch: int, heads: int, grid: BlockGrid, *, device: torch.device) 
         fill=kept,
         kv_counts=torch.full((batch, heads, n), n, dtype=torch.int32, device=device),
         kv_indices=torch.arange(n, dtype=torch.int32, device=device).expand(batch, heads, n, n).contiguous(),
+        keeps_every_row=grid.is_even,
     )
 
 

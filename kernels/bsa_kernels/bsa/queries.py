@@ -85,7 +85,7 @@ def select_queries(
         every = torch.where(kept, slots, -1)
         return QuerySelection(every, real.expand(b, h, n), every, kept)
     q = unit_rows(q_tiles).unflatten(2, (n, m))
-    rank = _rank_in_group(_similarity(q, groups), groups)  # [B, H, N, G, W]
+    rank = _rank_in_group(_similarity(q, q_tiles, groups), groups)  # [B, H, N, G, W]
     kept_member = rank < groups.keep.unsqueeze(-1)
     kept = _scatter_members(kept_member, groups, m)
     position = kept.cumsum(-1) - 1
@@ -106,17 +106,19 @@ def unit_rows(x: Tensor) -> Tensor:
     return x / norm.masked_fill(norm == 0, 1)
 
 
-def _similarity(q: Tensor, groups: _Groups) -> Tensor:
-    """[B, H, N, M]: cosine similarity of each unit row to the centre of its group."""
+def _similarity(q: Tensor, q_tiles: Tensor, groups: _Groups) -> Tensor:
+    """[B, H, N, M]: cosine similarity of each unit row, `q` [B, H, N, M, D], to the centre of its group."""
     b, h, n, m, d = q.shape
     _, g, c = groups.centre.shape
     block = torch.arange(n, device=q.device).view(n, 1, 1) * m
-    centre = q.flatten(2, 3).index_select(2, (groups.centre.clamp(min=0) + block).view(-1)).view(b, h, n, g, c, d)
+    index = (groups.centre.clamp(min=0) + block).view(-1)
     if c > 1:
+        # A mean of the tokens themselves, not of their directions.
+        centre = q_tiles.index_select(2, index).view(b, h, n, g, c, d).to(q.dtype)
         weight = (groups.centre >= 0).unsqueeze(-1)
         centre = unit_rows((centre * weight).sum(-2) / weight.sum(-2))
     else:
-        centre = centre.squeeze(-2)
+        centre = q.flatten(2, 3).index_select(2, index).view(b, h, n, g, d)
     flat = groups.group + torch.arange(n, device=q.device).unsqueeze(-1) * g
     return (q * centre.flatten(2, 3).index_select(2, flat.view(-1)).view_as(q)).sum(-1)
 
@@ -145,7 +147,9 @@ def _fill_source(kept_member: Tensor, kept: Tensor, q: Tensor, groups: _Groups, 
     b, h, n, m = kept.shape
     w = groups.members.shape[-1]
     key = groups.nearest if fill == "nearest" else groups.nearest_1d
-    step = max(1, _MAX_PAIRS // (n * groups.members.shape[1] * w * w * (q.shape[-1] // 8 if fill == "similar" else 1)))
+    step = max(
+        1, _MAX_PAIRS // (n * groups.members.shape[1] * w * w * (max(1, q.shape[-1] // 8) if fill == "similar" else 1))
+    )
     out = []
     for part in range(0, b * h, step):
         member = kept_member.flatten(0, 1)[part : part + step]  # [P, N, G, W]

@@ -71,6 +71,8 @@ def build_plan(selection: Selection, options: BsaOptions) -> BlockPlan:
         kv_counts=counts,
         kv_indices=indices,
         has_zero_fill=options.fill == "zero" and options.query_keep < 1,
+        # On an even grid all blocks keep the same number.
+        keeps_every_row=q_grid.is_even and selection.queries.kept_slots.shape[-1] == q_grid.block_size,
     )
 
 

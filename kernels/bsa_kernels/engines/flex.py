@@ -21,6 +21,10 @@ _MAX_SHAPES = 4096
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch.nn.attention.flex_attention import BlockMask
+
+_DENSE_BLOCK = 128
+
 
 def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:
     """Why FlexAttention cannot run this here, or None."""
@@ -51,6 +55,37 @@ def compiled_flex_attention() -> Callable[..., Any]:
             return compiled(*args, **kwargs)
 
     return call
+
+
+@lru_cache(maxsize=8)
+def everything_mask(length: int, device: torch.device) -> BlockMask:
+    """A `BlockMask` of all pairs in FlexAttention's default blocks of 128.
+
+    Without any block mask torch's CPU kernel takes the whole length as one block and holds all its scores: 0.56 s
+    against 0.22 s, and quadratic memory (8,192 tokens, 2 heads x 64, fp32, AMD EPYC, torch 2.13, 2026-11-21).
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    num_blocks = -(-length // _DENSE_BLOCK)
+    num_full = length // _DENSE_BLOCK
+    column = torch.arange(num_blocks, dtype=torch.int32, device=device)
+    indices = column.expand(1, 1, num_blocks, num_blocks)
+
+    def counts(value: int) -> Tensor:
+        return torch.full((1, 1, num_blocks), value, dtype=torch.int32, device=device)
+
+    def inside(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:  # noqa: ARG001
+        return kv < length
+
+    return BlockMask.from_kv_blocks(
+        counts(num_blocks - num_full),
+        indices.flip(-1).contiguous(),  # the ragged last block, if there is one
+        counts(num_full),
+        indices.contiguous(),
+        BLOCK_SIZE=_DENSE_BLOCK,
+        mask_mod=inside,
+        seq_lengths=(length, length),
+    )
 
 
 def prepare(plan: BlockPlan) -> object:

@@ -127,7 +127,7 @@ def _batches(plan: BlockPlan, schedule: _Schedule, keys: Tensor) -> list[_Batch]
     nk, m = plan.kv_grid.num_blocks, plan.kv_grid.block_size
     limit = _BATCH_BYTES_CPU if keys.device.type == "cpu" else _BATCH_BYTES_GPU
     block_bytes = 2 * keys[0].numel() * keys.element_size()
-    indices = plan.kv_indices.view(-1, nk)
+    indices = plan.kv_indices.reshape(-1, nk)
     slots = torch.arange(m, device=keys.device)
     real = None if plan.kv_grid.is_even else slots < plan.kv_grid.real_counts(keys.device).unsqueeze(-1)
     batches = []
