@@ -161,7 +161,11 @@ class Timing(Line):
 
 
 class DeviceState(Line):
-    """What the device did while it was timed; null where the platform does not tell."""
+    """What the device did while it was timed; null where the platform does not tell.
+
+    `other_cpu_share` is the share of the machine's processor time that others than the worker took meanwhile, what a
+    virtual machine's host stole included: above a few percent, CPU times are not the operator's own.
+    """
 
     sm_clock_hz: list[FiniteFloat] | None = None
     memory_clock_hz: list[FiniteFloat] | None = None
@@ -169,6 +173,7 @@ class DeviceState(Line):
     temperature_c: list[FiniteFloat] | None = None
     throttle_ns: dict[str, NonNegativeInt] | None = None
     load_average: FiniteFloat | None = None
+    other_cpu_share: Annotated[float, Field(ge=0, le=1)] | None = None
     reason: str | None = None
 
 
@@ -186,8 +191,8 @@ class Memory(Line):
 class Work(Line):
     """Work counts of the pass. `nominal`: unmasked pairs. `executed`: what the engine's tiles compute.
 
-    `sparsity_nominal` is what was asked for, 1 - query_keep * kv_density; `density_realised` comes from the plan in use:
-    pairs computed / all pairs. `ideal_speedup` is 1 / density_realised.
+    `sparsity_nominal` is what was asked for, 1 - query_keep * kv_density; `density_realised` comes from the plan in
+    use: pairs computed / all pairs. `ideal_speedup` is 1 / density_realised.
     """
 
     flops_executed: NonNegative | None = None
@@ -226,6 +231,7 @@ class Correctness(Line):
     Args:
         checked: which outputs: `output` and, for passes with a backward, `grad_q`, `grad_k`, `grad_v`.
         budget: the relative L2 error allowed to each, derived from what the number format itself costs.
+        max_abs_budget: the largest error allowed to each, by the same rule.
         rows: how many query rows of each head were compared (all, or those of random query blocks).
         dense: the output against dense attention on the same rows.
         mass_kept: mean share of the dense attention mass of a computed query row that its plan kept.
@@ -234,6 +240,7 @@ class Correctness(Line):
     oracle: str
     checked: dict[str, ErrorFigures]
     budget: dict[str, NonNegative]
+    max_abs_budget: dict[str, NonNegative] = {}
     rows: PositiveInt
     passed: bool
     dense: ErrorFigures | None = None

@@ -60,7 +60,8 @@ def three_digits(value: float) -> str:
     """Three significant digits without an exponent: `0.0512`, `5.12`, `51.2`, `512`, `5120`."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    decimals = 2 - math.floor(math.log10(abs(value)))
+    rounded = float(f"{value:.2e}")  # 9.996 becomes 10.0, which needs one decimal less
+    decimals = 2 - math.floor(math.log10(abs(rounded)))
     return f"{value:.{min(max(decimals, 0), 12)}f}"
 
 

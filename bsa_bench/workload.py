@@ -38,7 +38,12 @@ PRESETS: dict[str, ModelPreset] = {
         40, 128, 40, (4, 8, 8), (1, 2, 2), "Wan2.1 wan/configs/wan_t2v_14B.py: dim 5120, num_heads 40, num_layers 40"
     ),
     "hunyuanvideo": ModelPreset(
-        24, 128, 60, (4, 8, 8), (1, 2, 2), "HunyuanVideo hyvideo/modules/models.py HYVideo-T/2-cfgdistill: "
+        24,
+        128,
+        60,
+        (4, 8, 8),
+        (1, 2, 2),
+        "HunyuanVideo hyvideo/modules/models.py HYVideo-T/2-cfgdistill: "
         "hidden_size 3072, heads_num 24, 20 double and 40 single blocks",
     ),
     "cpu-2x64": ModelPreset(2, 64, 1, (4, 8, 8), (1, 2, 2), "this project: two heads of 64, small enough for a CPU"),
@@ -177,7 +182,7 @@ class Workload(_Frozen):
 
 
 def most_cubic_grid(num_tokens: int) -> tuple[int, int, int]:
-    """Factor a plain length into t <= h <= w with the smallest surface: 16,384 -> (16, 32, 32); a prime -> (1, 1, p)."""
+    """Factor a length into t <= h <= w with the smallest surface: 16,384 -> (16, 32, 32), a prime p -> (1, 1, p)."""
     best = (1, 1, num_tokens)
     for t in range(1, round(num_tokens ** (1 / 3)) + 1):
         if num_tokens % t:

@@ -23,6 +23,10 @@ from bsa_bench.units import format_ratio, three_digits
 MAX_BULLETS = 24
 
 
+#: Above this share of processor time taken by others a CPU time is called disturbed; judged, not derived.
+DISTURBED_SHARE = 0.05
+
+
 def findings(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     """Write the section's Markdown lines."""
     correct = [row for row in rows if row.is_correct]
@@ -47,9 +51,26 @@ def findings(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     return lines
 
 
+def disturbed_results(rows: Sequence[Row]) -> list[Result]:
+    """CPU rows whose times are not the operator's own, because others took the processor meanwhile."""
+    return [
+        r.result
+        for r in rows
+        if r.result.timing
+        and r.result.timing.timer == "host"
+        and r.result.state
+        and (r.result.state.other_cpu_share or 0) > DISTURBED_SHARE
+    ]
+
+
 def unavailable(run: Run) -> dict[str, str]:
     """Engines and implementations that cannot run here, with the reason that was given last."""
     return {name: why for line in run.run_lines for name, why in line.unavailable.items()}
+
+
+def is_unavailable(run: Run, result: Result) -> bool:
+    """Whether a case did not run for a reason that the list of what is unavailable gives already."""
+    return result.status is Status.UNSUPPORTED and result.reason in unavailable(run).values()
 
 
 def groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -188,8 +209,7 @@ def _failures(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     unverified = [row.result for row in rows if row.is_unverified]
     for row in rows:
         r = row.result
-        listed_below = r.status is Status.UNSUPPORTED and r.reason in unavailable(run).values()
-        if r.status is not Status.OK and not listed_below:
+        if r.status is not Status.OK and not is_unavailable(run, r):
             grouped.setdefault((r.status, one_line(r.reason)), []).append(r)
     order = list(Status)
     bullets = [
@@ -219,6 +239,12 @@ def _caveats(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     ]
     if throttled:
         bullets.append(f"The device throttled while these were timed: {describe_cases(throttled, labels)}.")
+    disturbed = disturbed_results(rows)
+    if disturbed:
+        bullets.append(
+            f"Others, processes or the host, took more than {percent(DISTURBED_SHARE)} of the processor time while "
+            f"these were timed, so that their times are too long: {describe_cases(disturbed, labels)}."
+        )
     environments = {r.result.env_hash for r in rows}
     if len(environments) > 1:
         bullets.append(

@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bsa_bench.report.findings import groups, unavailable
+from bsa_bench.report.findings import disturbed_results, groups, is_unavailable, unavailable
 from bsa_bench.report.labels import Labels, faster_words, latency_text, one_line, percent, scientific
-from bsa_bench.result import Status
 from bsa_bench.store.derive import Row, derive
 from bsa_bench.store.reader import Run
 from bsa_bench.units import format_ratio
@@ -25,7 +24,7 @@ def print_table(run: Run, console: Console) -> None:
     """
     rows = derive(run.latest())
     labels = Labels(row.result.case for row in rows)
-    shown = groups(row for row in rows if row.result.status is not Status.UNSUPPORTED)
+    shown = groups(row for row in rows if not is_unavailable(run, row.result))
     sections = [(_title(group), [_cells(row, labels) for row in _in_order(group)]) for group in shown.values()]
     lines = [cells for _, body in sections for cells in body]
     widths = [max(len(cells[i]) for cells in [HEAD, *lines]) for i in range(len(HEAD))]
@@ -99,7 +98,7 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     """What follows the table: reasons for rows without a figure, what is left, what is unavailable."""
     reasons: dict[tuple[str, str], int] = {}
     for row in rows:
-        if not row.is_correct and row.result.status is not Status.UNSUPPORTED:
+        if not row.is_correct and not is_unavailable(run, row.result):
             why = "never compared with an oracle" if row.is_unverified else one_line(row.result.reason)
             reasons[row.status_word, why] = reasons.get((row.status_word, why), 0) + 1
     lines: list[str] = []
@@ -108,6 +107,12 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     if reasons:
         lines += ["", "Unverified, wrong or not run:"]
         lines += [f"  {word} ({count} row{'s' * (count != 1)}): {why}" for (word, why), count in reasons.items()]
+    disturbed = disturbed_results(rows)
+    if disturbed:
+        lines += ["", f"Disturbed: other processes took the processor while {len(disturbed)} of these were timed."]
+        lines += [
+            f"  {result.case_id}: {percent(result.state.other_cpu_share)}" for result in disturbed if result.state
+        ]
     if run.num_remaining:
         lines += ["", f"Cases left: {run.num_remaining} of {run.run_lines[-1].num_cases}; --resume goes on."]
     missing = unavailable(run)

@@ -16,8 +16,8 @@ from bsa_bench.workload import DTYPE_BYTES, DType
 PASS_FLOP: dict[PassName, float] = {"forward": 1.0, "backward": 2.5, "forward+backward": 3.5}
 """FLOP of a pass over those of forward: backward recomputes, so it has 5 matrix products against 2."""
 
-VERIFIED_ROWS = 1024
-"""Query rows of each head that are compared with the oracle, at most."""
+VERIFIED_SCORES: dict[DeviceKind, int] = {"cpu": 1 << 22, "cuda": 1 << 27}
+"""Scores (rows x keys of one head) that are compared with the oracle; the rows are as many as that allows."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ ENGINE_COST: dict[str, EngineCost] = {
     "sdpa-cudnn": EngineCost(1.0, 1.0),
     "flash-attn": EngineCost(1.0, 0.8),
     "xformers": EngineCost(0.7, 0.6),
-    "flex": EngineCost(0.7, 0.6, tensors_forward=2, tensors_backward=5, compile_s=20.0),
+    "flex": EngineCost(0.7, 0.6, tensors_forward=2, tensors_backward=5, compile_s=8.0),
     "gather": EngineCost(0.5, 0.2, tensors_forward=3, tensors_backward=6, gathered=256 << 20),
     # On a CPU Triton runs in its interpreter, for verification only.
     "triton": EngineCost(0.001, 0.4, tensors_forward=2, tensors_backward=5, compile_s=10.0),
@@ -96,7 +96,7 @@ class DeviceModel:
     flop_per_s: float
     bytes_per_s: float
     memory_bytes: int
-    start_s: float = 6.0
+    start_s: float = 3.5
 
     @classmethod
     def cpu(cls, *, threads: int | None = None, memory_bytes: int | None = None) -> DeviceModel:
@@ -160,11 +160,11 @@ def group_start_s(cases: Sequence[Case], device: DeviceModel, profile: Profile =
     first = cases[0]
     w = first.workload
     factor = max(PASS_FLOP[c.passes] for c in cases)
-    rows = min(w.num_tokens, VERIFIED_ROWS) / w.num_tokens
+    rows = min(1.0, VERIFIED_SCORES[device.kind] / w.num_tokens**2)
     # The masked oracle and dense attention, in fp64 and unfused, on the sampled rows.
     oracle_s = 2 * w.dense_flop * rows * factor / (device.flop_per_s * _DTYPE_RATE[device.kind]["float64"] * 0.3)
     own_s = max(_call_s(c, device) for c in cases)
-    compiled = engine_cost(first).compile_s * (2 if factor > 1 else 1)
+    compiled = engine_cost(first).compile_s * (2 if factor > 1 and device.kind == "cuda" else 1)
     return device.start_s + compiled + PROFILE_COST[profile].checks * (oracle_s + own_s)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from bsa_bench.errors import StoreError, UsageError
@@ -35,7 +35,10 @@ def question_of(case: Case) -> Question:
 
 
 def probe(
-    questions: dict[DeviceKind, Iterable[Question]], *, device: DeviceKind | None, threads: int | None,
+    questions: Mapping[DeviceKind, Iterable[Question]],
+    *,
+    device: DeviceKind | None,
+    threads: int | None,
     command: tuple[str, ...] = WORKER_COMMAND,
 ) -> Probe:
     """Start a worker that describes the machine and answers the questions for the device it finds.
@@ -54,7 +57,11 @@ def probe(
     }
     try:
         done = subprocess.run(
-            [*command, "--probe"], input=json.dumps(request), capture_output=True, text=True, check=False,
+            [*command, "--probe"],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            check=False,
             timeout=PROBE_LIMIT_S,
         )
     except subprocess.TimeoutExpired:
@@ -62,7 +69,11 @@ def probe(
     if done.returncode != 0:
         last = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise StoreError(f"the probe of this machine failed with exit code {done.returncode}:\n{last}")
-    answer = json.loads(done.stdout.splitlines()[-1])
+    try:
+        answer = json.loads((done.stdout.splitlines() or [""])[-1])
+    except ValueError:
+        said = done.stdout[-200:]
+        raise StoreError(f"the probe of this machine gave no answer, its output ends with {said!r}") from None
     if "error" in answer:
         raise UsageError(str(answer["error"]))
     return Probe(

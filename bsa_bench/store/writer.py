@@ -175,9 +175,13 @@ def default_run_id(suite: str, now: datetime | None = None) -> str:
 
 
 def latest_run(results_root: str | Path, suite: str | None = None) -> Path | None:
-    """Find the folder of the run that was written last, of one suite if `suite` is given; None if there is none."""
+    """Find the folder of the run that was written last, of one suite if `suite` is given; None if there is none.
+
+    A run that was killed before its first line is none.
+    """
     try:
-        files = [f for f in Path(results_root).glob(f"*/{RESULTS_FILE}") if suite is None or _suite_of(f) == suite]
+        named = {f: _suite_of(f) for f in Path(results_root).glob(f"*/{RESULTS_FILE}")}
+        files = [f for f, name in named.items() if name is not None and suite in {None, name}]
         return max(files, key=lambda f: f.stat().st_mtime_ns).parent if files else None
     except OSError as error:
         raise _store_error(Path(results_root), "cannot look for runs", error) from error

@@ -1,0 +1,6 @@
+"""`python -m bsa_bench`."""
+
+from bsa_bench.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""The command line: parse, call, render. Domain errors become one message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+from bsa_bench.errors import BenchError
+
+
+def main() -> None:
+    """Run the `bsa-bench` command."""
+    from bsa_bench.cli.app import app
+
+    try:
+        app()
+    except BenchError as error:
+        print(f"bsa-bench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,177 @@
+"""The verbs and their flags; what they do is in `bsa_bench.cli.commands`, imported when a verb runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bsa_bench.errors import EXIT_CODES
+
+_CODES = "\n\n".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
+
+app = typer.Typer(
+    name="bsa-bench",
+    help="Which attention is fastest on your shapes and hardware, by how much, at what loss of fidelity.",
+    epilog=f"Exit codes:\n\n{_CODES}",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+ResultsRoot = Annotated[
+    Path, typer.Option("--results", metavar="DIR", help="Folder of the runs.", envvar="BSA_BENCH_RESULTS")
+]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's name under the results folder, its folder, or `latest`.")
+]
+RESULTS = Path("results")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from bsa_bench import __version__
+
+        typer.echo(f"bsa-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold the flags of all verbs."""
+
+
+@app.command()
+def doctor(results: ResultsRoot = RESULTS, json_: Json = False) -> None:
+    """Say what this machine is, what can run on it, and for the rest why not and what to do."""
+    from bsa_bench.cli.commands import doctor as command
+
+    raise typer.Exit(command(results, as_json=json_))
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[
+        Literal["all", "suites", "implementations", "models"], typer.Argument(help="What to list.")
+    ] = "all",
+    json_: Json = False,
+) -> None:
+    """List suites, implementations and model presets."""
+    from bsa_bench.cli.commands import list_all
+
+    list_all(what, as_json=json_)
+
+
+@app.command()
+def run(
+    suite: Annotated[
+        str, typer.Option("--suite", metavar="NAME|FILE", help="A built-in suite, or a TOML file of your own.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUES]...",
+            help="Override an axis or a key: tokens=4096,16384 kv_density=0.05,0.1 implementation=bsa@gather ...",
+        ),
+    ] = None,
+    video: Annotated[
+        Path | None, typer.Option("--video", metavar="FILE", help="Measure on this clip; short for video=FILE.")
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="What to measure; auto: the GPU if there is one.")
+    ] = "auto",
+    profile: Annotated[
+        Literal["quick", "report"] | None, typer.Option(help="How long to look at each case; default: the suite's.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, pinned; default: all usable cores.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Stop within this time (90s, 9m, 1h); the most informative cases first."),
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(metavar="TIME", help="End a case that takes longer; default: the suite's.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the suite's latest run (or --run-id) where it stopped.")
+    ] = False,
+    run_id: Annotated[
+        str | None, typer.Option("--run-id", metavar="NAME", help="Name of the run; default: suite and time.")
+    ] = None,
+    allow_other_environment: Annotated[
+        bool, typer.Option("--allow-other-environment", help="Resume although machine or versions differ.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cases with predicted FLOP, memory and minutes; run nothing.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live display.")] = False,
+    results: ResultsRoot = RESULTS,
+    reports: Annotated[Path, typer.Option("--reports", metavar="DIR", help="Folder of the reports.")] = Path("reports"),
+    json_: Json = False,
+) -> None:
+    """Verify and measure a suite; each result is stored the moment it exists."""
+    from bsa_bench.cli.run_command import RunRequest, run_suite
+
+    code = run_suite(
+        RunRequest(
+            suite=suite,
+            overrides=[*(overrides or []), *([_video_setting(video)] if video else [])],
+            device=None if device == "auto" else device,
+            profile=profile,
+            threads=threads,
+            budget=budget,
+            time_limit=time_limit,
+            resume=resume,
+            run_id=run_id,
+            allow_other_environment=allow_other_environment,
+            dry_run=dry_run,
+            report=report,
+            plain=plain,
+            results=results,
+            reports=reports,
+            as_json=json_,
+        )
+    )
+    raise typer.Exit(code)
+
+
+def _video_setting(video: Path) -> str:
+    """A TOML list, so that a comma in the name parts nothing."""
+    return f"video={json.dumps([str(video.absolute())], ensure_ascii=False)}"
+
+
+@app.command()
+def report(
+    run: RunArgument = "latest",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to write; default: reports/RUN.")
+    ] = None,
+    results: ResultsRoot = RESULTS,
+    json_: Json = False,
+) -> None:
+    """Write report.md with tables and plots from a stored run."""
+    from bsa_bench.cli.commands import report as command
+
+    command(run, results, out, as_json=json_)
+
+
+@app.command()
+def export(
+    run: RunArgument = "latest",
+    to: Annotated[Literal["csv", "parquet"], typer.Option(help="Format.")] = "csv",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where to write; default: RUN.csv or RUN.parquet.")
+    ] = None,
+    results: ResultsRoot = RESULTS,
+) -> None:
+    """Export a run as one flat table."""
+    from bsa_bench.cli.commands import export as command
+
+    command(run, results, to, out)

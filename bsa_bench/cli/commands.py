@@ -1,0 +1,173 @@
+"""What the verbs do, but `run`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from bsa_bench.catalog import implementations
+from bsa_bench.errors import EXIT_NOTHING_MEASURED, EXIT_OK, InputError, StoreError, UsageError
+from bsa_bench.run.job import DeviceKind
+from bsa_bench.run.probe import Probe, Question, probe
+from bsa_bench.units import format_bytes
+from bsa_bench.workload import PRESETS
+
+
+def doctor(results: Path, *, as_json: bool) -> int:
+    """Report the environment, every implementation with its reason, and what else a run needs.
+
+    Returns:
+        0 where at least one dense and one sparse implementation run, else `EXIT_NOTHING_MEASURED`.
+    """
+    shapes: dict[DeviceKind, tuple[str, int]] = {"cpu": ("float32", 64), "cuda": ("bfloat16", 128)}
+    questions: dict[DeviceKind, list[Question]] = {
+        kind: [(name, dtype, head_dim, backward) for name in implementations() for backward in (False, True)]
+        for kind, (dtype, head_dim) in shapes.items()
+    }
+    found = probe(questions, device=None, threads=None)
+    checks = {"results folder": _writable(results), "sample clips": _sample_clips()}
+    usable = [name for name, reason in _forward(found).items() if reason is None]
+    ok = any(n.startswith("full@") for n in usable) and any(not n.startswith("full@") for n in usable)
+    if as_json:
+        _print_json(
+            {
+                "environment": found.environment.model_dump(mode="json"),
+                "implementations": [
+                    {"implementation": q[0], "dtype": q[1], "head_dim": q[2], "backward": q[3], "reason": reason}
+                    for q, reason in found.reasons.items()
+                ],
+                "checks": checks,
+            }
+        )
+        return EXIT_OK if ok else EXIT_NOTHING_MEASURED
+    environment = found.environment
+    print(f"device    {environment.device_name} ({environment.device_kind})")
+    cpu = environment.cpu
+    print(f"cpu       {cpu['model']}, {cpu['usable_cores']} cores, {format_bytes(_number(cpu['memory_bytes']))}")
+    print(f"system    {environment.os}, Python {environment.python}")
+    print("packages  " + ", ".join(f"{k} {v}" for k, v in environment.packages.items() if v))
+    dtype, head_dim = shapes[environment.device_kind]
+    print(f"\nimplementations, asked with {dtype} and head size {head_dim}:")
+    forward = _forward(found)
+    backward = {q[0]: reason for q, reason in found.reasons.items() if q[3]}
+    for name, reason in forward.items():
+        if reason:
+            print(f"  no   {name:22} {reason}")
+        elif backward[name]:
+            print(f"  fwd  {name:22} forward only: {backward[name]}")
+        else:
+            print(f"  yes  {name}")
+    print()
+    for name, trouble in checks.items():
+        print(f"  {'no ' if trouble else 'yes'}  {name}" + (f": {trouble}" if trouble else ""))
+    return EXIT_OK if ok else EXIT_NOTHING_MEASURED
+
+
+def _forward(found: Probe) -> dict[str, str | None]:
+    return {q[0]: reason for q, reason in found.reasons.items() if not q[3]}
+
+
+def _number(value: str | float | None) -> float | None:
+    return value if isinstance(value, (int, float)) else None
+
+
+def _writable(results: Path) -> str | None:
+    from bsa_bench.store.writer import check_writable
+
+    was_there = results.exists()
+    try:
+        check_writable(results)
+    except StoreError as error:
+        return str(error)
+    if not was_there:
+        results.rmdir()
+    return None
+
+
+def _sample_clips() -> str | None:
+    from bsa_bench.inputs import SAMPLE_CLIPS, find_sample_clip
+
+    try:
+        for name in SAMPLE_CLIPS:
+            find_sample_clip(name)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def list_all(what: Literal["all", "suites", "implementations", "models"], *, as_json: bool) -> None:
+    """List what there is, without asking whether it runs here (`doctor` does)."""
+    from bsa_bench.suite import list_suites
+
+    content: dict[str, Any] = {
+        "suites": [
+            {"name": s.name, "title": s.title, "cpu_cases": s.num_cases, "description": " ".join(s.description.split())}
+            for s in list_suites()
+        ],
+        "implementations": implementations(),
+        "models": [
+            {"name": name, "heads": p.heads, "head_dim": p.head_dim, "layers": p.layers, "source": p.source}
+            for name, p in PRESETS.items()
+        ],
+    }
+    if what != "all":
+        content = {what: content[what]}
+    if as_json:
+        _print_json(content)
+        return
+    for suite in content.get("suites", []):
+        print(f"suite  {suite['name']:12} {suite['title']} ({suite['cpu_cases']} cases on a CPU)")
+    for name in content.get("implementations", []):
+        print(f"implementation  {name}")
+    for model in content.get("models", []):
+        print(f"model  {model['name']:14} {model['heads']} heads x {model['head_dim']}  [{model['source']}]")
+
+
+def report(run: str, results: Path, out: Path | None, *, as_json: bool) -> None:
+    """Write a run's report."""
+    from bsa_bench.report import write_report
+
+    files = write_report(find_run(run, results), out)
+    if as_json:
+        _print_json({"markdown": str(files.markdown), "plots": [str(p) for p in files.plots]})
+    else:
+        print(f"report: {files.markdown}")
+
+
+def export(run: str, results: Path, to: Literal["csv", "parquet"], out: Path | None) -> None:
+    """Export a run's table."""
+    from bsa_bench.store import export as export_run
+
+    folder = find_run(run, results)
+    target = out or Path(f"{folder.name}.{to}")
+    export_run(folder, to=to, out=target)
+    print(target)
+
+
+def find_run(run: str, results: Path) -> Path:
+    """Resolve `latest`, a name under the results folder, or a path.
+
+    Raises:
+        UsageError: there is no such run; the message lists those that there are.
+    """
+    from bsa_bench.store.writer import latest_run
+
+    if run == "latest":
+        latest = latest_run(results)
+        if latest is None:
+            raise UsageError(f"there is no run in {results}; make one with: bsa-bench run --suite quick")
+        return latest
+    for candidate in (results / run, Path(run)):
+        if (candidate / "results.jsonl").is_file():
+            return candidate
+        if candidate.is_file() and candidate.suffix == ".jsonl":
+            return candidate.parent
+    there = sorted(p.parent.name for p in results.glob("*/results.jsonl"))
+    raise UsageError(f"run {run!r}: not found under {results} nor as a path; there are: {', '.join(there) or 'none'}")
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")

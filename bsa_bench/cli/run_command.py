@@ -1,0 +1,203 @@
+"""`bsa-bench run`: from a suite's name to stored results, a table and a report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bsa_bench.catalog import check_implementations
+from bsa_bench.errors import EXIT_OK, UsageError
+from bsa_bench.inputs import check_input
+from bsa_bench.result import Case, Environment
+from bsa_bench.run import DeviceModel, RunOutcome, RunSettings, execute, make_progress, plan_run
+from bsa_bench.run.job import DeviceKind
+from bsa_bench.run.probe import Probe, probe, question_of
+from bsa_bench.store.writer import RunWriter, check_writable, default_run_id, latest_run
+from bsa_bench.suite import Suite, load_suite, override
+from bsa_bench.units import format_bytes, format_flop, format_seconds, parse_duration
+from bsa_bench.workload import Workload
+
+_KINDS: tuple[DeviceKind, ...] = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """The flags of `bsa-bench run`, as they were given."""
+
+    suite: str
+    overrides: Sequence[str]
+    device: DeviceKind | None
+    profile: Literal["quick", "report"] | None
+    threads: int | None
+    budget: str | None
+    time_limit: str | None
+    resume: bool
+    run_id: str | None
+    allow_other_environment: bool
+    dry_run: bool
+    report: bool
+    plain: bool
+    results: Path
+    reports: Path
+    as_json: bool
+
+
+def run_suite(request: RunRequest) -> int:
+    """Check everything that can be checked first, then run; returns the exit code.
+
+    Raises:
+        UsageError: the suite, an override, an implementation, an input or the run to resume is wrong.
+        StoreError: results cannot be stored.
+    """
+    budget_s = parse_duration(request.budget) if request.budget else None
+    limit_s = parse_duration(request.time_limit) if request.time_limit else None
+    suites = {kind: override(load_suite(request.suite, device_kind=kind), request.overrides) for kind in _KINDS}
+    for suite in suites.values():
+        check_implementations(suite.implementations)
+    if not request.dry_run:
+        check_writable(request.results)
+    found = probe(
+        {kind: [question_of(case) for case in suite.cases()] for kind, suite in suites.items()},
+        device=request.device,
+        threads=request.threads,
+    )
+    suite = suites[found.environment.device_kind]
+    cases = suite.cases()
+    for workload in {case.workload.digest: case.workload for case in cases}.values():
+        _check_workload(workload, suite)
+    settings = RunSettings(
+        suite=suite.name,
+        suite_title=suite.title,
+        command=tuple(_command(sys.argv)),
+        device=_device_model(found.environment),
+        profile=request.profile or suite.profile,
+        threads=request.threads,
+        case_limit_s=limit_s or suite.limits.time_limit_s,
+        budget_s=budget_s or suite.limits.budget_s,
+        allow_other_environment=request.allow_other_environment,
+    )
+    if request.dry_run:
+        return _dry_run(cases, suite, settings, found, as_json=request.as_json)
+    progress = make_progress(plain=request.plain or request.as_json)
+    with _open_writer(request, suite) as writer:
+        for dropped in suite.dropped:
+            progress.note(f"left out: {dropped}")
+        outcome = execute(
+            cases, settings, found.environment, unavailable=found.unavailable, writer=writer, progress=progress
+        )
+        folder = writer.folder
+    return _finish(request, folder, outcome)
+
+
+def _finish(request: RunRequest, folder: Path, outcome: RunOutcome) -> int:
+    from bsa_bench.report import print_table, write_report
+    from bsa_bench.store import read_run
+
+    written = None
+    if request.report:
+        written = write_report(folder, request.reports / folder.name).markdown
+    if request.as_json:
+        json.dump(
+            {
+                "run": folder.name,
+                "results": str(folder),
+                "report": str(written) if written else None,
+                "exit_code": outcome.exit_code,
+                "counts": {status.value: count for status, count in outcome.counts.items()},
+                "remaining": [case.case_id for case in outcome.remaining],
+                "messages": outcome.messages,
+            },
+            sys.stdout,
+            indent=2,
+        )
+        print()
+        return outcome.exit_code
+    from rich.console import Console
+
+    print_table(read_run(folder), Console())
+    for message in outcome.messages:
+        print(message)
+    print(f"results: {folder}")
+    if written:
+        print(f"report: {written}")
+    return outcome.exit_code
+
+
+def _check_workload(workload: Workload, suite: Suite) -> None:
+    try:
+        check_input(workload)
+    except UsageError as error:
+        raise type(error)(f"suite {suite.name}: {error}") from None
+
+
+def _device_model(environment: Environment) -> DeviceModel:
+    if environment.device_kind == "cuda":
+        memory = environment.device_details["memory_bytes"]
+        assert isinstance(memory, int)
+        return DeviceModel.cuda(name=environment.device_name, memory_bytes=memory)
+    threads = environment.cpu["threads"]
+    return DeviceModel.cpu(threads=threads if isinstance(threads, int) else None)
+
+
+def _open_writer(request: RunRequest, suite: Suite) -> RunWriter:
+    if not request.resume:
+        return RunWriter.create(request.results, request.run_id or default_run_id(suite.name))
+    if request.run_id:
+        return RunWriter.resume(request.results, request.run_id)
+    latest = latest_run(request.results, suite.name)
+    if latest is None:
+        raise UsageError(f"--resume: there is no run of suite {suite.name} in {request.results}; start without it")
+    return RunWriter.resume(request.results, latest.name)
+
+
+def _dry_run(cases: list[Case], suite: Suite, settings: RunSettings, found: Probe, *, as_json: bool) -> int:
+    """Print what a run would do."""
+    rows = plan_run(
+        cases,
+        device=settings.device,
+        profile=settings.profile,
+        unavailable=found.unavailable,
+        informative_first=settings.budget_s is not None,
+    )
+    total = sum(row.seconds for row in rows if row.runs)
+    if as_json:
+        json.dump(
+            {
+                "suite": suite.name,
+                "seconds": total,
+                "cases": [
+                    {
+                        "case": row.case.case_id,
+                        "runs": row.runs,
+                        "reason": row.reason,
+                        "flop": row.estimate.flop,
+                        "bytes": row.estimate.bytes,
+                        "seconds": row.seconds,
+                    }
+                    for row in rows
+                ],
+                "left_out": [str(dropped) for dropped in suite.dropped],
+            },
+            sys.stdout,
+            indent=2,
+        )
+        print()
+        return EXIT_OK
+    for row in rows:
+        need = f"{format_flop(row.estimate.flop):>10} {format_bytes(row.estimate.bytes):>9}"
+        when = f"{format_seconds(row.seconds):>9}" if row.runs else f"      no: {row.reason}"
+        print(f"{row.case.case_id:76} {need} {when}")
+    for dropped in suite.dropped:
+        print(f"left out: {dropped}")
+    runs = sum(row.runs for row in rows)
+    print(f"{runs} of {len(rows)} cases would run, about {format_seconds(total)} (predicted, not measured)")
+    return EXIT_OK
+
+
+def _command(argv: Sequence[str]) -> list[str]:
+    """What the user typed, without the path to it."""
+    return ["bsa-bench", *argv[1:]]

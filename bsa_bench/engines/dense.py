@@ -1,0 +1,165 @@
+"""Dense engines: PyTorch's SDPA with each backend pinned, flash-attn and xFormers.
+
+Pinned means that the backend asked for runs or the call raises; the worker checks by the operators of a profiled call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+if TYPE_CHECKING:
+    from bsa_kernels import BlockPlan
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class _DenseOnly:
+    """The part that all engines without block plans share: saying so."""
+
+    runs_plans = False
+    backward_factor = 2.5
+    expected_ops: tuple[str, ...] = ()
+
+    def untimed(self, device: torch.device) -> str | None:  # noqa: ARG002
+        return None
+
+    def prepare(self, plan: BlockPlan) -> Any:
+        raise NotImplementedError("a dense engine runs no plans")
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, prepared: Any, *, scale: float) -> Tensor:
+        raise NotImplementedError("a dense engine runs no plans")
+
+    def executed_flop(self, plan: BlockPlan, head_dim: int) -> float:
+        raise NotImplementedError("a dense engine runs no plans")
+
+
+@dataclass(frozen=True)
+class Sdpa(_DenseOnly):
+    """`torch.nn.functional.scaled_dot_product_attention` pinned to one backend."""
+
+    name: str
+    backend: SDPBackend
+    expected_ops: tuple[str, ...]
+    backward_factor: float = 2.5
+    on_cpu: str | None = None
+
+    def version(self) -> str:
+        """Torch's version; cuDNN's with it where that computes."""
+        cudnn = torch.backends.cudnn.version() if self.backend == SDPBackend.CUDNN_ATTENTION else None
+        return f"torch {torch.__version__}" + (f", cuDNN {cudnn}" if cudnn else "")
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:
+        """Ask torch itself, by a call on a small tensor."""
+        if device.type == "cpu" and self.on_cpu:
+            return self.on_cpu
+        q, k, v = (torch.zeros(1, 1, 128, head_dim, dtype=dtype, device=device, requires_grad=backward) for _ in "qkv")
+        try:
+            with torch.set_grad_enabled(backward):
+                self.dense(q, k, v, scale=1.0)
+        except RuntimeError as error:
+            return (
+                f"torch's {self.backend.name} backend refuses {dtype} with head size {head_dim} on {device.type}: "
+                f"{str(error).splitlines()[0]} Try another dtype or engine."
+            )
+        return None
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """Run the pinned backend, or raise."""
+        with sdpa_kernel(self.backend):
+            return functional.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+class FlashAttn(_DenseOnly):
+    """Tri Dao's flash-attn package."""
+
+    name = "flash-attn"
+
+    def version(self) -> str | None:
+        """The installed version."""
+        return _installed("flash-attn")
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:  # noqa: ARG002
+        """Needs CUDA, the package, half precision and a head size of at most 256."""
+        if device.type != "cuda":
+            return "flash-attn runs on NVIDIA GPUs only; use sdpa-flash here."
+        if find_spec("flash_attn") is None:
+            return "the package flash-attn is not installed; pip install bsa-bench[cuda]."
+        if dtype not in _HALF:
+            return f"flash-attn takes float16 and bfloat16, not {dtype}; set dtype=bfloat16."
+        return f"flash-attn takes head sizes up to 256, not {head_dim}; use sdpa-math." if head_dim > 256 else None
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """`flash_attn_func` on [B, L, H, D] views."""
+        from flash_attn import flash_attn_func
+
+        out = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale)
+        return out.transpose(1, 2)
+
+
+class XFormers(_DenseOnly):
+    """xFormers' `memory_efficient_attention`, which picks its own kernel among those it has."""
+
+    name = "xformers"
+
+    def version(self) -> str | None:
+        """The installed version."""
+        return _installed("xformers")
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:
+        """Needs CUDA and the package; what it refuses beyond that it says itself."""
+        if device.type != "cuda":
+            return "xFormers runs on NVIDIA GPUs only; use sdpa-flash here."
+        if find_spec("xformers") is None:
+            return "the package xformers is not installed; pip install bsa-bench[cuda]."
+        if dtype == torch.float64:
+            return "xFormers does not take float64; set dtype=bfloat16."
+        q = torch.zeros(1, 128, 1, head_dim, dtype=dtype, device=device, requires_grad=backward)
+        try:
+            self.dense(q.transpose(1, 2), q.transpose(1, 2), q.transpose(1, 2), scale=1.0)
+        except (NotImplementedError, ValueError, RuntimeError, ImportError) as error:
+            return f"xFormers refuses {dtype} with head size {head_dim} here: {str(error).splitlines()[0]}"
+        return None
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """`memory_efficient_attention` on [B, L, H, D] views."""
+        from xformers.ops import memory_efficient_attention
+
+        out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale)
+        return out.transpose(1, 2)
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return None
+
+
+SDPA_MATH = Sdpa("sdpa-math", SDPBackend.MATH, ("aten::_scaled_dot_product_attention_math",), backward_factor=2.0)
+SDPA_FLASH = Sdpa(
+    "sdpa-flash",
+    SDPBackend.FLASH_ATTENTION,
+    ("aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_flash_attention_for_cpu"),
+)
+SDPA_EFFICIENT = Sdpa(
+    "sdpa-efficient",
+    SDPBackend.EFFICIENT_ATTENTION,
+    ("aten::_scaled_dot_product_efficient_attention",),
+    on_cpu="torch has its memory-efficient SDPA backend on GPUs only; use sdpa-flash here.",
+)
+SDPA_CUDNN = Sdpa(
+    "sdpa-cudnn",
+    SDPBackend.CUDNN_ATTENTION,
+    ("aten::_scaled_dot_product_cudnn_attention",),
+    on_cpu="torch has its cuDNN SDPA backend on NVIDIA GPUs only; use sdpa-flash here.",
+)
+FLASH_ATTN = FlashAttn()
+XFORMERS = XFormers()

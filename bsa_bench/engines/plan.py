@@ -1,0 +1,86 @@
+"""Engines that run block plans: those of `bsa_kernels`, told to the bench."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bsa_kernels import BlockGrid, full_plan
+from bsa_kernels.engines import get_engine
+
+if TYPE_CHECKING:
+    from bsa_kernels import BlockPlan
+
+#: Blocks of the plan of everything, on which a plan engine computes dense attention.
+_DENSE_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class PlanEngine:
+    """One of `bsa_kernels.engines`, by name."""
+
+    name: str
+    backward_factor: float
+    package: str
+    untimed_on_cpu: str | None = None
+    runs_plans: bool = True
+    expected_ops: tuple[str, ...] = ()
+
+    def version(self) -> str:
+        """The package that computes, and ours, which drives it."""
+        return f"{self.package} {version(self.package)}"
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:
+        """What the engine itself says."""
+        return get_engine(self.name).unsupported(device, dtype, head_dim, backward=backward)
+
+    def untimed(self, device: torch.device) -> str | None:
+        """The interpreter on a CPU verifies; its time says nothing."""
+        return self.untimed_on_cpu if device.type == "cpu" else None
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """Dense attention by the plan of everything."""
+        b, h, length, _ = q.shape
+        grid = BlockGrid((1, 1, length), (1, 1, _DENSE_BLOCK))
+        plan = full_plan(b, h, grid, device=q.device)
+        q, k, v = (grid.permute(x) for x in (q, k, v))
+        return plan.fill_output(self.attend(q, k, v, plan, self.prepare(plan), scale=scale))
+
+    def prepare(self, plan: BlockPlan) -> Any:
+        """What the engine derives from a plan."""
+        return get_engine(self.name).prepare(plan)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, prepared: Any, *, scale: float) -> Tensor:
+        """Outputs of the kept rows."""
+        return get_engine(self.name).attend(q, k, v, plan, prepared, scale=scale)
+
+    def executed_flop(self, plan: BlockPlan, head_dim: int) -> float:
+        """What the engine's tiles compute."""
+        return get_engine(self.name).executed_flop(plan, head_dim)
+
+
+class Flex(PlanEngine):
+    """FlexAttention; dense without any mask on a GPU, and with a mask of everything on a CPU, where that is faster."""
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """Compiled FlexAttention over all pairs."""
+        from bsa_kernels.engines.flex import compiled_flex_attention, everything_mask
+
+        mask = everything_mask(q.shape[2], q.device) if q.device.type == "cpu" else None
+        out = compiled_flex_attention()(q, k, v, block_mask=mask, scale=scale)
+        assert isinstance(out, Tensor)
+        return out
+
+
+GATHER = PlanEngine("gather", 3.5, "torch")
+FLEX = Flex("flex", 3.5, "torch")
+TRITON = PlanEngine(
+    "triton",
+    3.5,
+    "triton",
+    untimed_on_cpu="Triton ran in its interpreter, which verifies on a CPU and tells no speed; time it on a GPU.",
+)

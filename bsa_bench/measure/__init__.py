@@ -1,0 +1,1 @@
+"""Measure one operator: latency, phases, memory, work, device state."""

@@ -1,0 +1,153 @@
+"""Where a run is made: device, processor, versions, the variables that change behaviour, the commit."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from bsa_bench.measure.device_state import gpu_uuid
+from bsa_bench.result import Environment
+from bsa_bench.workload import short_digest
+
+_PACKAGES = (
+    "bsa-bench",
+    "torch",
+    "triton",
+    "numpy",
+    "av",
+    "flash-attn",
+    "xformers",
+    "nvidia-ml-py",
+    "pydantic",
+    "safetensors",
+)
+_VARIABLES = (
+    "PYTORCH_",
+    "TORCH_",
+    "TORCHINDUCTOR_",
+    "TRITON_",
+    "CUDA_",
+    "NVIDIA_TF32",
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "GOMP_",
+    "MALLOC_",
+)
+
+
+def device_kind() -> Literal["cpu", "cuda"]:
+    """What a run measures on this machine."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def collect_environment(*, threads: int | None, kind: Literal["cpu", "cuda"]) -> Environment:
+    """Describe this process's machine. The hash covers what makes timings comparable, not the commit or the load."""
+    cpu = _cpu(threads)
+    name, details = _gpu() if kind == "cuda" else (str(cpu["model"]), {})
+    packages = {package: _version(package) for package in _PACKAGES}
+    variables = {k: v for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)}
+    commit, dirty = _git()
+    stable = [kind, name, details, cpu, platform.machine(), platform.python_version(), packages, variables]
+    return Environment(
+        hash=short_digest(stable),
+        device_kind=kind,
+        device_name=name,
+        device_details=details,
+        cpu=cpu,
+        os=platform.platform(),
+        python=platform.python_version(),
+        packages=packages,
+        variables=variables,
+        git_commit=commit,
+        git_dirty=dirty,
+    )
+
+
+def _gpu() -> tuple[str, dict[str, str | int | float | bool | None]]:
+    properties = torch.cuda.get_device_properties(0)
+    details: dict[str, str | int | float | bool | None] = {
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "num_sms": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "memory_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(gpu_uuid(0))
+        details["driver"] = _text(pynvml.nvmlSystemGetDriverVersion())
+        details["power_limit_w"] = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
+        details["max_sm_clock_hz"] = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM) * 1e6
+    except pynvml.NVMLError as error:
+        details["nvml_error"] = str(error)
+    return properties.name, details
+
+
+def _cpu(threads: int | None) -> dict[str, str | int | float | None]:
+    import psutil
+
+    model = platform.processor()
+    flags: set[str] = set()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return {
+        "model": model,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": threads,
+        "allocator": "freed memory stays mapped" if hasattr(ctypes.CDLL(None), "mallopt") else "system default",
+        "memory_bytes": psutil.virtual_memory().total,
+        "governor": governor.read_text().strip() if governor.exists() else None,
+        "virtual_machine": "yes" if "hypervisor" in flags else None,
+    }
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """Commit and whether the checkout differs from it; None for an installed package outside any checkout."""
+    folder = Path(__file__).resolve().parent
+    try:
+        top = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", __file__], cwd=folder, capture_output=True, text=True, check=False
+        )
+        if top.returncode != 0:
+            return None, None
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return commit.stdout.strip(), bool(status.stdout.strip())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

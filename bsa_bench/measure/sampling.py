@@ -1,0 +1,95 @@
+"""When to start sampling and when to stop: warm-up until settled, then samples until a count or a time.
+
+The constants are measurement.md's D.1 and D.5; statistics over processes (the gate) will repeat this whole module.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long one process looks at one pass.
+
+    Sampling stops after `max_samples`, or once `seconds` have passed and at least `min_samples` are there. Warm-up
+    stops when the medians of the last `settle_windows` windows of `window_s` agree within `settle_within`, or at
+    `warmup_cap_s`.
+    """
+
+    warmup_cap_s: float
+    min_samples: int
+    max_samples: int
+    seconds: float
+    verify_after: bool
+    settle_windows: int = 5
+    window_s: float = 0.1
+    settle_within: float = 0.01
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "quick": Protocol(
+        warmup_cap_s=0.3,
+        min_samples=5,
+        max_samples=50,
+        seconds=0.5,
+        verify_after=False,
+        settle_windows=3,
+        window_s=0.05,
+        settle_within=0.05,
+    ),
+    "report": Protocol(warmup_cap_s=10.0, min_samples=5, max_samples=500, seconds=2.0, verify_after=True),
+}
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """How the warm-up went."""
+
+    seconds: float
+    settled: bool
+
+
+def warm_up(sample: Callable[[], float], protocol: Protocol, clock: Callable[[], float] = time.perf_counter) -> Warmup:
+    """Repeat the very call that will be sampled until its time settles or the cap is hit; at least once."""
+    start = clock()
+    medians: list[float] = []
+    while True:
+        window: list[float] = []
+        window_start = clock()
+        while True:
+            window.append(sample())
+            now = clock()
+            if now - window_start >= protocol.window_s or now - start >= protocol.warmup_cap_s:
+                break
+        medians.append(median(window))
+        last = medians[-protocol.settle_windows :]
+        if len(last) == protocol.settle_windows and max(last) <= min(last) * (1 + protocol.settle_within):
+            return Warmup(now - start, settled=True)
+        if now - start >= protocol.warmup_cap_s:
+            return Warmup(now - start, settled=False)
+
+
+def collect(sample: Callable[[], T], protocol: Protocol, clock: Callable[[], float] = time.perf_counter) -> list[T]:
+    """Draw samples in order; the garbage collector rests meanwhile."""
+    samples: list[T] = []
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        start = clock()
+        while len(samples) < protocol.max_samples:
+            samples.append(sample())
+            if len(samples) >= protocol.min_samples and clock() - start >= protocol.seconds:
+                break
+    finally:
+        if was_enabled:
+            gc.enable()
+    return samples

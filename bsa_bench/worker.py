@@ -1,0 +1,321 @@
+"""The worker process: runs the cases of one group, and, as `--probe`, says what this machine is and can run.
+
+Started by the scheduler (`bsa_bench.run.job` is the protocol) and by the command line; never imported by them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import sys
+import time
+import traceback
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from bsa_bench.errors import InputError
+from bsa_bench.result import Case, Correctness, Result, Status, Work
+from bsa_bench.run.estimate import VERIFIED_SCORES
+from bsa_bench.run.job import EventPipe, Job, die_with_parent, read_job
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bsa_bench.engines.base import Engine
+    from bsa_bench.inputs import QKV
+    from bsa_bench.operator import Operator
+    from bsa_kernels import BlockPlan
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def main() -> None:
+    """Run a job, or a probe."""
+    parser = argparse.ArgumentParser(prog="bsa_bench.worker")
+    parser.add_argument("--events-fd", type=int)
+    parser.add_argument("--probe", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.probe:
+        json.dump(_probe(json.load(sys.stdin)), sys.stdout)
+        return
+    job = read_job()
+    die_with_parent()
+    _GroupRun(job, EventPipe(arguments.events_fd)).run()
+
+
+def _probe(request: dict[str, Any]) -> dict[str, Any]:
+    """Describe the environment and answer what cannot run.
+
+    `request`: `threads`, and for each device kind a list of [implementation, dtype, head_dim, backward].
+    """
+    threads = _set_up_cpu(request["threads"])
+    import torch
+
+    from bsa_bench.catalog import unsupported
+    from bsa_bench.measure.environment import collect_environment, device_kind
+
+    kind = request.get("device") or device_kind()
+    if kind == "cuda" and not torch.cuda.is_available():
+        return {"error": "there is no CUDA device that torch can use here; use --device cpu"}
+    questions = request["questions"].get(kind, [])
+    answers = []
+    for implementation, dtype, head_dim, backward in questions:
+        if kind == "cpu" and implementation.endswith("@triton"):
+            os.environ["TRITON_INTERPRET"] = "1"
+        answers.append(
+            unsupported(implementation, torch.device(kind), getattr(torch, dtype), head_dim, backward=backward)
+        )
+    os.environ.pop("TRITON_INTERPRET", None)
+    environment = collect_environment(threads=threads, kind=kind)
+    return {
+        "environment": environment.model_dump(mode="json"),
+        "reasons": [[*q, a] for q, a in zip(questions, answers, strict=True)],
+    }
+
+
+def _set_up_cpu(threads: int | None) -> int:
+    """Pin the process and its threads to the first usable cores and keep freed memory mapped.
+
+    Memory that malloc hands back to the system is faulted in again page by page by the next call, which on a virtual
+    machine can cost more than the attention; a training framework's caching allocator keeps it too. Nothing of this
+    can be done once torch has started its threads.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    count = min(threads or len(cores), len(cores))
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores[:count])
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+    return count
+
+
+@dataclass
+class _Prepared:
+    """What the cases of a group share."""
+
+    qkv: QKV
+    grad: Tensor | None
+    operator: Operator
+    correctness: Correctness
+    plan: BlockPlan | None
+    backend: str | None
+    fell_back: str | None
+
+
+class _GroupRun:
+    """One job from start to end."""
+
+    def __init__(self, job: Job, events: EventPipe) -> None:
+        self.job, self.events = job, events
+        self.started = time.monotonic()
+        self.num_reported = 0
+        _set_up_cpu(job.threads)
+        if job.device == "cpu" and job.cases[0].engine == "triton":
+            os.environ["TRITON_INTERPRET"] = "1"
+        events.progress("starting")
+        import torch
+
+        self.torch = torch
+        self.device = torch.device(job.device)
+        if job.device == "cpu":
+            torch.set_num_threads(_set_up_cpu(job.threads))
+
+    def run(self) -> None:
+        """Prepare once, then measure and report each case; a failure is recorded and ends no other case by itself."""
+        from bsa_bench.catalog import load_engine
+
+        cases = self.job.cases
+        engine = load_engine(cases[0].engine)
+        try:
+            prepared = self._prepare(cases[0])
+        except Exception as error:  # noqa: BLE001  # the one case boundary: recorded with its traceback
+            for case in cases:
+                self._report(case, engine, **self._failure(error))
+            return
+        for case in cases:
+            try:
+                outcome = self._measure(case, engine, prepared)
+            except Exception as error:  # noqa: BLE001  # the one case boundary
+                outcome = self._failure(error)
+            self._report(case, engine, **outcome)
+
+    def _prepare(self, case: Case) -> _Prepared:
+        from bsa_bench.catalog import build_operator
+        from bsa_bench.inputs import make_qkv, random_like_output
+
+        workload = case.workload
+        self.events.progress(f"making inputs ({workload.input.label})")
+        qkv = make_qkv(workload, device=self.job.device)
+        needs_grad = any(c.passes != "forward" for c in self.job.cases)
+        grad = random_like_output(workload, self.job.device) if needs_grad else None
+        operator = build_operator(case, scale=self._scale(case))
+        self.events.progress("verifying (a first call compiles)")
+        correctness, plan = self._verify(case, operator, qkv, grad, seed=workload.input.seed)
+        backend, fell_back = self._resolved_backend(case, operator, qkv)
+        return _Prepared(qkv, grad, operator, correctness, plan, backend, fell_back)
+
+    def _verify(
+        self, case: Case, operator: Operator, qkv: QKV, grad: Tensor | None, *, seed: int
+    ) -> tuple[Correctness, BlockPlan | None]:
+        from bsa_bench.verify import verify
+        from bsa_kernels import BlockGrid
+
+        block = case.options.block if case.options else (4, 4, 4)
+        return verify(
+            operator,
+            qkv.q,
+            qkv.k,
+            qkv.v,
+            grad,
+            grid=BlockGrid(case.workload.token_grid, block),
+            scale=self._scale(case),
+            seed=seed,
+            max_scores=VERIFIED_SCORES[self.job.device],
+        )
+
+    def _measure(self, case: Case, engine: Engine, prepared: _Prepared) -> dict[str, Any]:
+        from bsa_bench.measure.device_state import DeviceWatch
+        from bsa_bench.measure.memory import measure_memory
+        from bsa_bench.measure.passes import pass_call, time_pass
+        from bsa_bench.measure.sampling import PROTOCOLS
+        from bsa_bench.measure.timer import make_timer
+
+        correctness = _of_pass(prepared.correctness, case)
+        outcome: dict[str, Any] = {
+            "correctness": correctness,
+            "backend": prepared.backend,
+            "work": self._work(case, engine, prepared.plan),
+        }
+        if not correctness.passed:
+            return outcome | {"status": Status.WRONG, "reason": correctness.reason}
+        if prepared.fell_back:
+            return outcome | {"status": Status.FELL_BACK, "reason": prepared.fell_back}
+        if reason := engine.untimed(self.device):
+            return outcome | {"status": Status.VERIFIED_ONLY, "reason": reason}
+        protocol = PROTOCOLS[self.job.profile]
+        qkv, grad = prepared.qkv, None if case.passes == "forward" else prepared.grad
+        self.events.progress(f"{case.passes}: timing")
+        with DeviceWatch(self.job.device) as watch:
+            timing = time_pass(
+                prepared.operator,
+                qkv.q,
+                qkv.k,
+                qkv.v,
+                grad,
+                which=case.passes,
+                timer=make_timer(self.device),
+                protocol=protocol,
+            )
+        self.events.progress(f"{case.passes}: memory")
+        memory = measure_memory(
+            pass_call(prepared.operator, qkv.q, qkv.k, qkv.v, grad, case.passes),
+            inputs_bytes=(3 + (grad is not None)) * case.workload.tensor_bytes,
+            device=self.device,
+        )
+        outcome |= {"timing": timing, "state": watch.state, "memory": memory}
+        if protocol.verify_after:
+            self.events.progress(f"{case.passes}: verifying again")
+            # Shifted by a token: an engine that hands a remembered result back is found out.
+            fresh = replace(qkv, q=qkv.q.roll(1, 2), k=qkv.k.roll(1, 2), v=qkv.v.roll(1, 2))
+            after, _ = self._verify(case, prepared.operator, fresh, grad, seed=case.workload.input.seed + 1)
+            if not after.passed:
+                return outcome | {
+                    "status": Status.WRONG,
+                    "correctness": after,
+                    "timing": None,
+                    "reason": f"after timing: {after.reason}",
+                }
+        return outcome | {"status": Status.OK}
+
+    def _work(self, case: Case, engine: Engine, plan: BlockPlan | None) -> Work:
+        from bsa_bench.measure.work import dense_work, plan_work
+
+        if plan is None or case.options is None:
+            return dense_work(case.workload, case.passes, backward_factor=engine.backward_factor)
+        return plan_work(
+            case.workload,
+            plan,
+            case.options,
+            case.passes,
+            executed_forward=engine.executed_flop(plan, case.workload.head_dim),
+            backward_factor=engine.backward_factor,
+        )
+
+    def _resolved_backend(self, case: Case, operator: Operator, qkv: QKV) -> tuple[str | None, str | None]:
+        """Names of what ran in one profiled call, and why that is not what was asked for."""
+        from bsa_bench.catalog import load_engine
+
+        expected = load_engine(case.engine).expected_ops
+        ops, kernels = _profiled_names(lambda: operator.forward(qkv.q, qkv.k, qkv.v), cuda=qkv.q.is_cuda)
+        attention = sorted(op for op in ops if op.startswith("aten::_scaled_dot_product"))
+        backend = ", ".join([*attention, *sorted(kernels)][:12]) or None
+        if expected and not ops & set(expected):
+            return backend, f"expected one of {', '.join(expected)} in a profiled call, found {attention or 'none'}"
+        return backend, None
+
+    def _failure(self, error: Exception) -> dict[str, Any]:
+        text = f"{type(error).__name__}: {error}".strip()
+        if _is_out_of_memory(error, self.torch):
+            return {"status": Status.OOM, "reason": text.splitlines()[0], "traceback": traceback.format_exc()}
+        reason = str(error) if isinstance(error, InputError) else text.splitlines()[0]
+        return {"status": Status.CRASHED, "reason": reason, "traceback": traceback.format_exc()}
+
+    def _report(self, case: Case, engine: Engine, **outcome: Any) -> None:
+        now = time.monotonic()
+        self.events.result(
+            Result(
+                run_id=self.job.run_id,
+                seq=self.job.first_seq + self.num_reported,
+                utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                case=case,
+                case_id=case.case_id,
+                case_hash=case.case_hash,
+                env_hash=self.job.env_hash,
+                engine_version=engine.version(),
+                wall_s=now - self.started,
+                **outcome,
+            )
+        )
+        self.started = now
+        self.num_reported += 1
+
+    @staticmethod
+    def _scale(case: Case) -> float:
+        return case.workload.head_dim**-0.5
+
+
+def _of_pass(correctness: Correctness, case: Case) -> Correctness:
+    """The part of a group's verdict that concerns one pass: a forward is not blamed for its gradients."""
+    from bsa_bench.verify import judged
+
+    return judged(correctness, ["output"]) if case.passes == "forward" else correctness
+
+
+def _profiled_names(call: Any, *, cuda: bool) -> tuple[set[str], set[str]]:
+    """Names of the torch operators and of the GPU kernels of one call."""
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]  # public, but missing from __all__
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiler:
+        call()
+    events = profiler.events() or []
+    kernels = {e.name for e in events if e.device_type == DeviceType.CUDA and not e.name.startswith(("Mem", "mem"))}
+    return {e.name for e in events if e.device_type == DeviceType.CPU}, kernels
+
+
+def _is_out_of_memory(error: Exception, torch: Any) -> bool:
+    text = str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text.lower())
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The command line in this process, standing in an empty folder."""
+
+import os
+import sys
+
+import pytest
+from cli_factory import TINY
+
+from bsa_bench.cli import main
+from bsa_bench.errors import EXIT_CODES
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder outside the checkout, to stand in; the suite `tiny.toml` is there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.delenv("BSA_BENCH_RESULTS", raising=False)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return tmp_path
+
+
+@pytest.fixture
+def bench(monkeypatch, capsys):
+    """Run the command in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bsa-bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        code = ended.value.code or 0
+        assert code in EXIT_CODES
+        assert "Traceback" not in err
+        return code, out, err
+
+    return run

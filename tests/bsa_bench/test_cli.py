@@ -1,0 +1,367 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from cli_factory import TINY, needs_no_gpu
+from run_factory import Bench, environment
+
+import bsa_bench
+from bsa_bench.cli import run_command
+from bsa_bench.errors import EXIT_CODES
+from bsa_bench.result import Status
+from bsa_bench.run import RunSettings
+from bsa_bench.run.probe import Probe, question_of
+from bsa_bench.store import read_run
+from bsa_bench.suite import load_suite
+
+HEAVY = {"torch", "triton", "pandas", "matplotlib", "av", "numpy", "rich"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["list"]])
+def test_help_and_lists_are_instant_and_load_nothing_heavy(arguments, folder):
+    allowed = {"numpy", "rich"} if arguments == ["list"] else set()
+    code = f"""
+import sys, time
+start = time.perf_counter()
+from bsa_bench.cli import main
+sys.argv = ["bsa-bench", *{arguments!r}]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+sys.exit(" ".join(sorted({HEAVY - allowed!r} & set(sys.modules))) or int(time.perf_counter() - start > 1.0))
+"""
+    for attempt in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 or (not done.stderr and attempt < 2), done.stderr
+        if done.returncode == 0:
+            break
+    assert done.stdout
+
+
+def test_help_documents_every_exit_code(bench):
+    code, out, _ = bench("--help")
+    assert code == 0
+    for number in EXIT_CODES:
+        assert f"\n  {number}: " in out
+
+
+def test_the_version_is_that_of_the_package(bench):
+    assert bench("--version") == (0, f"bsa-bench {bsa_bench.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "Missing option '--suite'"),
+        (["run", "--suite", "quick", "--colour"], "No such option: --colour"),
+        (["run", "--suite", "quick", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["run", "--suite", "quick", "--threads", "0"], "--threads"),
+        (["export", "--to", "xlsx"], "'xlsx' is not one of 'csv', 'parquet'"),
+        (["list", "everything"], "'everything' is not one of"),
+        (["measure"], "No such command 'measure'"),
+        (["run", "--suite", "quik"], "suite: got 'quik', expected one of frames, "),
+        (["run", "--suite", "gone.toml"], "suite: no file at gone.toml"),
+        (["run", "--suite", "quick", "tokns=64"], "unknown key 'tokns'"),
+        (["run", "--suite", "quick", "tokens=many"], "tokens"),
+        (["run", "--suite", "quick", "tokens"], "expected key=value such as tokens=4096,16384"),
+        (["run", "--suite", "quick", "implementation=bsa@gathr"], "did you mean 'bsa@gather'?"),
+        (["run", "--suite", "quick", "implementation=bsa@sdpa-flash"], "sdpa-flash takes no block mask"),
+        (["run", "--suite", "quick", "--budget", "soon"], "expected a time above zero such as 90s, 9m or 1h30m"),
+        (["run", "--suite", "quick", "--time-limit", "0"], "expected a time above zero"),
+        (["report", "yesterday"], "run 'yesterday': not found under results nor as a path; there are: none"),
+        (["export"], "there is no run in results; make one with: bsa-bench run --suite quick"),
+    ],
+)
+def test_what_is_asked_wrongly_ends_with_2_and_says_what_there_is(arguments, message, bench, folder):
+    code, out, err = bench(*arguments)
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert out == ""
+    assert not Path("results").exists()
+
+
+def test_a_typo_in_a_suite_names_the_file_the_key_and_the_nearest_one(bench, folder):
+    Path("tiny.toml").write_text(TINY.replace("kv_density", "kv_densty"))
+    code, _, err = bench("run", "--suite", "tiny.toml")
+    assert code == 2
+    assert err.startswith("bsa-bench: tiny.toml: bsa.kv_densty: ")
+    assert "kv_density" in err
+
+
+@pytest.fixture
+def scripted(monkeypatch, folder):
+    """Answer the probe and do the work by a script: `scripted(actions)`, a status or an action by case."""
+    there = Bench(folder)
+
+    def script(actions=None, unavailable=None):
+        cases = load_suite("./tiny.toml", device_kind="cpu").cases()
+        by_name = {c: (actions or {}).get(c.implementation, "ok") for c in cases}
+        settings = there.settings(cases, by_name)
+
+        class Scripted(RunSettings):
+            def __init__(self, **fields):
+                super().__init__(**(fields | {"worker_command": settings.worker_command}))
+
+        def answer(questions, **_):
+            reasons = {question_of(c): (unavailable or {}).get(c.implementation) for c in cases}
+            here = environment().model_copy(update={"cpu": {"threads": 1}})
+            return Probe(here, {q: reasons.get(q) for q in questions["cpu"]})
+
+        monkeypatch.setattr(run_command, "RunSettings", Scripted)
+        monkeypatch.setattr(run_command, "probe", answer)
+        return there
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("actions", "code"),
+    [
+        ({}, 0),
+        ({"bsa@gather": Status.WRONG}, 3),
+        ({"bsa@gather": Status.OOM}, 8),
+        ({"bsa@gather": "raise:boom", "full@sdpa-flash": Status.WRONG}, 3),
+        ({"bsa@gather": "signal:SIGSEGV"}, 8),
+        ({"full@sdpa-flash": "raise:a", "bsa@gather": "raise:b", "full@sdpa-cudnn": "raise:c"}, 4),
+    ],
+    ids=str,
+)
+def test_a_run_ends_with_the_code_of_the_worst_that_happened_and_loses_nothing(actions, code, bench, scripted):
+    scripted(actions)
+    found, out, _ = bench("run", "--suite", "tiny.toml", "--run-id", "r")
+    assert found == code
+    assert len(read_run("results/r").results) == 3
+    assert Path("reports/r/report.md").is_file()
+    assert out.endswith(f"results: results/r\nreport: {Path('reports/r/report.md')}\n")
+
+
+def test_nothing_that_can_run_here_ends_with_4_and_the_reasons(bench, scripted):
+    names = ("full@sdpa-flash", "bsa@gather", "full@sdpa-cudnn")
+    scripted(unavailable=dict.fromkeys(names, "needs a [GPU]; buy one."))
+    code, out, err = bench("run", "--suite", "tiny.toml", "--run-id", "r")
+    assert code == 4
+    assert "needs a [GPU]; buy one" in out
+    assert "needs a [GPU]; buy one." in err
+    assert {r.status for r in read_run("results/r").results} == {Status.UNSUPPORTED}
+
+
+def test_a_reason_with_brackets_is_shown_as_it_is_on_a_terminal_too(bench, scripted):
+    from rich.console import Console
+
+    from bsa_bench.report import print_table
+
+    scripted(unavailable={"full@sdpa-cudnn": "needs a [GPU], [red]or two[/red] [/]."})
+    bench("run", "--suite", "tiny.toml", "--run-id", "r", "--no-report")
+    console = Console(force_terminal=True, width=300, file=StringIO())
+    print_table(read_run("results/r"), console)
+    assert "needs a [GPU], [red]or two[/red] [/]" in console.file.getvalue()
+
+
+def test_a_case_too_big_for_this_machine_is_skipped_with_its_need_and_the_rest_is_measured(
+    bench, scripted, monkeypatch
+):
+    scripted()
+    model = run_command._device_model
+    monkeypatch.setattr(
+        run_command,
+        "_device_model",
+        lambda environment: model(environment).__class__("cpu", 1e12, 1e11, memory_bytes=300_000, start_s=0.0),
+    )
+    code, out, _ = bench("run", "--suite", "tiny.toml", "--run-id", "r")
+    assert code == 0
+    by_status = {r.case.implementation: r for r in read_run("results/r").results}
+    skipped = by_status["bsa@gather"]
+    assert skipped.status is Status.SKIPPED_OOM
+    assert skipped.reason.startswith("predicted to need 456 KiB, 293 KiB can be used; take fewer tokens or heads")
+    assert skipped.memory.predicted_bytes > 300_000
+    assert by_status["full@sdpa-flash"].status is Status.OK
+    assert "predicted to need 456 KiB" in out
+
+
+def test_results_that_cannot_be_written_end_with_5_before_anything_runs(bench, folder):
+    Path("file").write_text("")
+    code, out, err = bench("run", "--suite", "tiny.toml", "--results", "file/results")
+    assert code == 5
+    assert out == ""
+    assert err.startswith("bsa-bench: file")
+    assert "choose another results folder" in err
+
+
+def test_a_report_that_cannot_be_written_loses_no_result(bench, scripted):
+    scripted()
+    Path("file").write_text("")
+    code, _, err = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--reports", "file/reports")
+    assert code == 5
+    assert "the report cannot be written" in err
+    assert len(read_run("results/r").results) == 3
+    assert bench("report", "r", "--out", "elsewhere")[0] == 0
+    assert Path("elsewhere/report.md").is_file()
+
+
+def test_a_run_name_that_is_taken_or_no_name_is_refused(bench, scripted):
+    scripted()
+    assert bench("run", "--suite", "tiny.toml", "--run-id", "r", "--no-report")[0] == 0
+    code, _, err = bench("run", "--suite", "tiny.toml", "--run-id", "r")
+    assert code == 2
+    assert "--resume" in err
+    assert bench("run", "--suite", "tiny.toml", "--run-id", "../up")[0] == 2
+    assert bench("run", "--suite", "tiny.toml", "--run-id", "other", "--resume")[0] == 2
+
+
+def test_resume_without_a_run_of_the_suite_says_so(bench, scripted):
+    scripted()
+    code, _, err = bench("run", "--suite", "tiny.toml", "--resume")
+    assert code == 2
+    assert "--resume: there is no run of suite tiny in results; start without it" in err
+
+
+def test_a_budget_that_is_spent_lists_what_is_left_and_how_to_go_on(bench, scripted):
+    scripted()
+    code, out, _ = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--budget", "1", "--no-report")
+    assert code == 4
+    assert "the budget is spent; what was measured is stored, 3 cases are left:" in out
+    resume = "go on with: bsa-bench run --suite tiny.toml --run-id r --budget 1 --no-report --resume"
+    assert resume in out
+    assert bench("run", "--suite", "tiny.toml", "--run-id", "r", "--resume", "--no-report")[0] == 0
+
+
+def test_json_of_a_run_is_one_document_and_progress_goes_to_stderr(bench, scripted):
+    scripted({"bsa@gather": Status.WRONG})
+    code, out, err = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--json")
+    document = json.loads(out)
+    assert code == document["exit_code"] == 3
+    assert document["counts"] == {"OK": 2, "WRONG": 1}
+    assert document["report"] == "reports/r/report.md"
+    assert document["remaining"] == []
+    assert "[3/3]" in err
+
+
+def test_a_dry_run_lists_the_cases_and_touches_nothing(bench, scripted, folder):
+    scripted(unavailable={"full@sdpa-cudnn": "needs a GPU."})
+    before = sorted(folder.iterdir())
+    code, out, _ = bench("run", "--suite", "tiny.toml", "--dry-run", "tokens=256,512")
+    assert code == 0
+    assert sorted(folder.iterdir()) == before
+    lines = out.splitlines()
+    assert len(lines) == 7
+    assert lines[-1].startswith("4 of 6 cases would run, about ")
+    assert lines[-1].endswith("(predicted, not measured)")
+    assert [line for line in lines if "full@sdpa-cudnn" in line and "no: needs a GPU." in line]
+    document = json.loads(bench("run", "--suite", "tiny.toml", "--dry-run", "--json")[1])
+    assert [case["runs"] for case in document["cases"]] == [True, True, False]
+    assert document["seconds"] > 0
+
+
+@needs_no_gpu
+def test_asking_for_a_gpu_where_there_is_none_ends_with_2(bench, folder):
+    code, _, err = bench("run", "--suite", "tiny.toml", "--device", "cuda")
+    assert code == 2
+    assert err == "bsa-bench: there is no CUDA device that torch can use here; use --device cpu\n"
+
+
+def test_a_missing_video_ends_with_2_and_nothing_is_written(bench, scripted):
+    scripted()
+    code, _, err = bench("run", "--suite", "tiny.toml", "--video", "holiday.mp4")
+    assert code == 2
+    assert "suite tiny: " in err
+    assert "holiday.mp4" in err
+    assert not list(Path("results").glob("*"))
+
+
+def test_a_comma_or_a_quote_in_a_videos_name_is_part_of_it(bench, scripted):
+    scripted()
+    for name in ("a,b.mp4", 'the "best" one.mp4'):
+        code, _, err = bench("run", "--suite", "tiny.toml", "--video", name)
+        assert code == 2
+        assert err.endswith(f"no such file: {Path(name).absolute()}\n")
+
+
+def test_latest_is_the_run_written_last_and_passes_over_one_that_never_began(bench, scripted):
+    scripted()
+    for name in ("one", "two"):
+        bench("run", "--suite", "tiny.toml", "--run-id", name, "--no-report")
+    (Path("results") / "dead").mkdir()
+    (Path("results") / "dead" / "results.jsonl").touch()
+    os.utime("results/one/results.jsonl")
+    assert bench("export")[1] == "one.csv\n"
+    code, _, err = bench("export", "three")
+    assert code == 2
+    assert "there are: dead, one, two" in err
+
+
+@pytest.mark.parametrize("name", ["r", "results/r", "results/r/results.jsonl"])
+def test_a_run_goes_by_its_name_its_folder_or_its_file(name, bench, scripted):
+    scripted()
+    bench("run", "--suite", "tiny.toml", "--run-id", "r", "--no-report")
+    assert bench("export", name)[1] == "r.csv\n"
+
+
+def test_the_results_folder_comes_from_the_environment_too(bench, scripted, monkeypatch, tmp_path):
+    scripted()
+    monkeypatch.setenv("BSA_BENCH_RESULTS", str(tmp_path / "there"))
+    assert bench("run", "--suite", "tiny.toml", "--run-id", "r", "--no-report")[0] == 0
+    assert (tmp_path / "there" / "r" / "results.jsonl").is_file()
+
+
+def test_the_report_of_a_run_that_was_interrupted_says_so_and_lists_what_is_left(bench, scripted):
+    scripted()
+    bench("run", "--suite", "tiny.toml", "--run-id", "r", "--budget", "1", "--no-report")
+    assert bench("report", "r") == (0, "report: reports/r/report.md\n", "")
+    text = Path("reports/r/report.md").read_text()
+    assert "**Unfinished**, cases left: 3 of 3; --resume goes on." in text
+
+
+@needs_no_gpu
+def test_doctor_says_what_runs_and_for_the_rest_what_to_do(bench, folder):
+    code, out, _ = bench("doctor")
+    assert code == 0
+    assert "\n  yes  bsa@gather\n" in out
+    assert "\n  no   full@sdpa-cudnn        torch has its cuDNN SDPA backend on NVIDIA GPUs only" in out
+    assert "\n  yes  results folder\n" in out
+    assert not Path("results").exists()
+
+
+@needs_no_gpu
+def test_doctor_as_json_is_one_document(bench, folder):
+    code, out, _ = bench("doctor", "--json", "--results", "tiny.toml")
+    document = json.loads(out)
+    assert code == 0
+    assert document["environment"]["device_kind"] == "cpu"
+    assert document["checks"]["results folder"].startswith("tiny.toml")
+    answers = {(a["implementation"], a["backward"]): a["reason"] for a in document["implementations"]}
+    assert answers["bsa@gather", True] is None
+    assert answers["full@xformers", False]
+
+
+def test_list_names_every_suite_implementation_and_model(bench, folder):
+    code, out, _ = bench("list")
+    assert code == 0
+    for word in ("quick", "paper", "bsa@gather", "full@sdpa-flash", "wan2.1-14b", "40 heads x 128"):
+        assert word in out
+    assert bench("list", "models")[1].splitlines()[0].startswith("model  wan2.1-1.3b")
+    document = json.loads(bench("list", "--json")[1])
+    assert document.keys() == {"suites", "implementations", "models"}
+    assert all(suite["cpu_cases"] > 0 for suite in document["suites"])
+    assert json.loads(bench("list", "suites", "--json")[1]).keys() == {"suites"}
+
+
+def test_a_closed_pipe_and_an_interrupt_end_quietly(folder):
+    start = [sys.executable, "-m", "bsa_bench"]
+    process = subprocess.Popen([*start, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.wait()
+    process = subprocess.Popen(
+        [*start, "doctor"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    time.sleep(0.8)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, b"", b"")
