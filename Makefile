@@ -1,0 +1,43 @@
+# make bench   measure this machine with the suite "quick" and write a report
+# make test    run the whole test suite
+# make check   lint, format, types, layers
+# The environment is .venv, made once and kept until pyproject.toml changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUITE ?= quick
+
+.PHONY: bench test check format clean
+.DELETE_ON_ERROR:
+
+bench: $(VENV)/.installed
+	$(BIN)/bsa-bench run --suite $(SUITE) $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bsa-bench needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Use make PYTHON=python3.12, say.")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[samples]'
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[samples,dev]'
+	touch $@
