@@ -20,7 +20,7 @@ from bsa_bench.store.reader import Run, read_run
 NOTES = """\
 - **Median**: of the samples of one process; ± is the wider half of the exact order-statistic interval of the median, at
   95% coverage where the number of samples allows. † fewer samples than that needs, so the interval covers less. ‡ the
-  warm-up did not settle before its cap.
+  warm-up did not settle before its cap. § others took the processor meanwhile, so that the time is too long.
 - **Timers**: `host` is `perf_counter` around a synchronised call; `event` is a pair of CUDA events. **Cache**: `cold`
   flushes the L2 by its queried size before each sample; `warm` does nothing. A ratio never mixes two timers or caches.
 - **Speed-up**: median of the fastest correct dense row of the same workload and pass, over the median of the row. Its

@@ -16,15 +16,11 @@ from bsa_bench.report.labels import (
     shape_label,
 )
 from bsa_bench.result import PASSES, Result, Status
-from bsa_bench.store.derive import BreakEven, Row, break_even_densities, break_even_lengths, scope
+from bsa_bench.store.derive import DISTURBED_SHARE, BreakEven, Row, break_even_densities, break_even_lengths, scope
 from bsa_bench.store.reader import Run
 from bsa_bench.units import format_ratio, three_digits
 
 MAX_BULLETS = 24
-
-
-#: Above this share of processor time taken by others a CPU time is called disturbed; judged, not derived.
-DISTURBED_SHARE = 0.05
 
 
 def findings(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
@@ -49,18 +45,6 @@ def findings(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
         if bullets:
             lines += ["", f"### {title}", "", *_listed(bullets)]
     return lines
-
-
-def disturbed_results(rows: Sequence[Row]) -> list[Result]:
-    """CPU rows whose times are not the operator's own, because others took the processor meanwhile."""
-    return [
-        r.result
-        for r in rows
-        if r.result.timing
-        and r.result.timing.timer == "host"
-        and r.result.state
-        and (r.result.state.other_cpu_share or 0) > DISTURBED_SHARE
-    ]
 
 
 def unavailable(run: Run) -> dict[str, str]:
@@ -239,7 +223,7 @@ def _caveats(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     ]
     if throttled:
         bullets.append(f"The device throttled while these were timed: {describe_cases(throttled, labels)}.")
-    disturbed = disturbed_results(rows)
+    disturbed = [r.result for r in rows if r.is_disturbed]
     if disturbed:
         bullets.append(
             f"Others, processes or the host, took more than {percent(DISTURBED_SHARE)} of the processor time while "

@@ -190,10 +190,10 @@ def _by_latency(rows: Sequence[Row]) -> list[Row]:
 
 
 def _doubts(row: Row) -> str:
-    """Footnote marks: † an interval that covers less than 95%, ‡ a warm-up that did not settle."""
+    """Footnote marks: † an interval that covers less than 95%, ‡ a warm-up that did not settle, § disturbed."""
     few = row.whole is not None and row.whole.interval_level < 0.95
     restless = row.result.timing is not None and not row.result.timing.settled
-    return " †" * few + " ‡" * restless
+    return " †" * few + " ‡" * restless + " §" * row.is_disturbed
 
 
 def _ratio_text(ratio: Ratio | None) -> str:

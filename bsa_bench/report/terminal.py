@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bsa_bench.report.findings import disturbed_results, groups, is_unavailable, unavailable
+from bsa_bench.report.findings import groups, is_unavailable, unavailable
 from bsa_bench.report.labels import Labels, faster_words, latency_text, one_line, percent, scientific
 from bsa_bench.store.derive import Row, derive
 from bsa_bench.store.reader import Run
@@ -60,7 +60,7 @@ def _cells(row: Row, labels: Labels) -> tuple[str, ...]:
         "-" if row.is_dense or not row.whole else format_ratio(row.ideal_speedup),
         "-" if row.is_dense else percent(row.achieved_share),
         "-" if row.is_dense else scientific(checks.dense.relative_l2 if checks and checks.dense else None),
-        row.status_word,
+        row.status_word + ", disturbed" * row.is_disturbed,
     )
 
 
@@ -107,7 +107,7 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     if reasons:
         lines += ["", "Unverified, wrong or not run:"]
         lines += [f"  {word} ({count} row{'s' * (count != 1)}): {why}" for (word, why), count in reasons.items()]
-    disturbed = disturbed_results(rows)
+    disturbed = [row.result for row in rows if row.is_disturbed]
     if disturbed:
         lines += ["", f"Disturbed: other processes took the processor while {len(disturbed)} of these were timed."]
         lines += [
@@ -123,8 +123,9 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
 
 
 def _best(rows: Sequence[Row], labels: Labels) -> list[str]:
-    """The largest speed-up of a sparse row, in words."""
-    found = [(row.speedup.value, -i, row, row.dense) for i, row in enumerate(rows) if row.speedup and not row.is_dense]
+    """The largest speed-up of a sparse row, in words; of undisturbed ones where there are any."""
+    ratios = [(row.speedup.value, -i, row, row.dense) for i, row in enumerate(rows) if row.speedup and not row.is_dense]
+    found = [r for r in ratios if r[3] and not r[2].is_disturbed and not r[3].is_disturbed] or ratios
     if not found:
         return []
     speedup, _, row, dense = max(found)

@@ -17,6 +17,10 @@ DENSE_METHOD = "full"
 LENGTH_FIELDS = {"frames", "height", "width", "grid", "tokens"}
 
 
+#: Above this share of processor time taken by others a CPU time is called disturbed; judged, not derived.
+DISTURBED_SHARE = 0.05
+
+
 @dataclass(frozen=True)
 class Ratio:
     """A ratio of two medians. Low and high divide the far ends of their intervals, so the true range is narrower."""
@@ -66,6 +70,13 @@ class Row:
     def status_word(self) -> str:
         """The status, or `unverified`."""
         return "unverified" if self.is_unverified else self.result.status.value
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether others took the processor while a CPU case was timed, so that its times are not its own."""
+        state, timing = self.result.state, self.result.timing
+        share = state.other_cpu_share if state else None
+        return timing is not None and timing.timer == "host" and (share or 0.0) > DISTURBED_SHARE
 
     @property
     def num_tokens(self) -> int:

@@ -9,7 +9,7 @@ import report_factory as made
 from rich.console import Console
 
 from bsa_bench.report.terminal import print_table
-from bsa_bench.result import Status
+from bsa_bench.result import DeviceState, Status
 from bsa_bench.store import read_run
 
 
@@ -74,3 +74,13 @@ def test_markup_in_a_reason_is_printed_as_it_is(tmp_path):
     crashed = made.result(status=Status.CRASHED, reason="failed at [bold]x[/bold] in a[0]")
     assert "failed at [bold]x[/bold] in a[0]" in printed(tmp_path, [crashed])
     assert "failed at [bold]x[/bold] in a[0]" in printed(tmp_path, [crashed], terminal=True)
+
+
+def test_a_disturbed_row_is_marked_and_never_the_headline(tmp_path):
+    calm = [made.measured(made.case("full@sdpa-flash"), median=1.0), made.measured(made.case(), median=0.5)]
+    slow = made.measured(made.case("full@sdpa-flash", 4096), median=9.0, state=DeviceState(other_cpu_share=0.4))
+    fast = made.measured(made.case("bsa@gather", 4096), median=0.5)
+    text = printed(tmp_path, made.renumber([*calm, slow, fast]))
+    assert "OK, disturbed" in text
+    assert "Disturbed: other processes took the processor while 1 of these were timed." in text
+    assert "Largest speed-up: bsa@gather, forward at 1,024 tokens" in text
