@@ -49,6 +49,7 @@ def test_keeping_all_queries_and_blocks_is_dense_attention(grid, engine, dtype):
     assert_inside_budget(results, inputs, plan, dense_attention(inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [(5, 7, 9), (1, 4, 4), (4, 4, 4)])
 def test_keeping_all_queries_and_blocks_is_dense_attention_with_flex(grid):
     inputs = qkv(grid, 16)

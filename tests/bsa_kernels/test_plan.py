@@ -184,6 +184,7 @@ def test_the_full_plan_computes_every_row_and_sees_every_token(block):
         ("kept_slots", lambda t: t.masked_fill(t < 0, 3), "plan.kept_slots"),
         ("kept_slots", lambda t: t.masked_fill(t < 0, -2), "plan.kept_slots"),
         ("kept_slots", lambda t: t + (t == 0), "plan.kept_slots"),
+        ("kept_slots", lambda t: t.new_tensor([[[[2, 0], [0, -1]]]]), "plan.kept_slots"),
         ("fill", lambda t: t.masked_fill(t == 1, 2), "plan.fill: expected an entry below num_kept"),
         ("fill", lambda t: t.masked_fill(t < 0, 7), "plan.fill: expected an entry below num_kept"),
         ("fill", lambda t: t.masked_fill(t == 0, -1), "plan.fill: expected an entry below num_kept"),

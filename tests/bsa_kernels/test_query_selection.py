@@ -162,12 +162,12 @@ def test_low_precision_inputs_select_as_the_same_numbers_in_fp32(dtype):
 
 
 def test_similarity_is_not_rounded_to_the_inputs_format():
-    # The tokens' angles to the centre differ by less than bfloat16 can tell near a cosine of 1.
-    wide = torch.tensor([[64.0, 0.25 * i] for i in (7, 6, 5, 4, 3, 2, 1, 0)])
+    # Their cosines to the last token, the centre, are all 1 in bfloat16, so that the first four would be kept.
+    wide = torch.tensor([[64.0, 0.25 * i] for i in (1, 2, 3, 4, 5, 6, 7, 0)])
     q = wide.bfloat16().view(1, 1, 8, 2)
     assert torch.equal(q.float().view(8, 2), wide)
     plan = make_bsa_plan(q, q, grid=(2, 2, 2))
-    assert plan.kept_slots.tolist() == [[[[0, 1, 2, 3]]]]
+    assert plan.kept_slots.tolist() == [[[[3, 4, 5, 6]]]]
 
 
 def test_heads_and_batches_select_alone():
