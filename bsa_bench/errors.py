@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 EXIT_OK = 0
+EXIT_UNEXPECTED = 1
 EXIT_USAGE = 2
 EXIT_WRONG = 3
 EXIT_NOTHING_MEASURED = 4
@@ -14,6 +15,7 @@ EXIT_INTERRUPTED = 130
 
 EXIT_CODES: dict[int, str] = {
     EXIT_OK: "every case that can run here was measured (or was already), and was correct",
+    EXIT_UNEXPECTED: "unexpected: a defect of bsa-bench (with a traceback), or a pipe that its reader closed",
     EXIT_USAGE: "usage: a wrong flag, suite, axis, implementation, input or run name; nothing was run",
     EXIT_WRONG: "at least one case gave a wrong result (recorded as WRONG, never as fast)",
     EXIT_NOTHING_MEASURED: "nothing was measured: no case can run here",
@@ -26,7 +28,7 @@ EXIT_CODES: dict[int, str] = {
 class BenchError(Exception):
     """A fact of the domain that ends a command with a message and an exit code, not with a traceback."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int] = EXIT_UNEXPECTED
 
 
 class UsageError(BenchError):
