@@ -218,6 +218,8 @@ class _GroupRun:
             inputs_bytes=(3 + (grad is not None)) * case.workload.tensor_bytes,
             device=self.device,
         )
+        if case.passes == "backward":
+            memory = memory.model_copy(update={"how": f"{memory.how}; what the forward keeps for it is not in it"})
         outcome |= {"timing": timing, "state": watch.state, "memory": memory}
         if protocol.verify_after:
             self.events.progress(f"{case.passes}: verifying again")

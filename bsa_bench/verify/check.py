@@ -5,12 +5,13 @@ so that the gradients of q, k and v follow from the sampled rows alone and are c
 where nothing may arrive included.
 
 The budget is not a constant: the same rows are computed by plain attention in the case's own format, and its error
-against fp64, times `SLACK`, plus a few units in the last place, is what an implementation may err: in relative L2 over
-all heads, and in the largest single error, which a fault in one block of one head cannot hide from. Source of the rule:
-FlashAttention's tests (no more than twice a plain PyTorch implementation's error). Two things cost a fused kernel what
-they do not cost the plain one, whose products are blocked sums: a running fp32 sum over n keys, kept in `SUM_LANES`
-lanes, rounds n / SUM_LANES times, always the same way where neighbours are alike (FlexAttention's CPU kernel does
-that); and a backward that recomputes the weights from a log-sum-exp stored in fp32 errs by eps * |lse| on a whole row.
+against fp64, times `SLACK`, plus one rounding of the result and a few of fp32, is what an implementation may err: in
+relative L2 over all heads, and in the largest single error, which a fault in one block of one head cannot hide from.
+Source of the rule: FlashAttention's tests (no more than twice a plain PyTorch implementation's error). Two things cost
+a fused kernel what they do not cost the plain one, whose products are blocked sums: a running fp32 sum over n keys,
+kept in `SUM_LANES` lanes, rounds n / SUM_LANES times, always the same way where neighbours are alike (FlexAttention's
+CPU kernel does that); and a backward that recomputes the weights from a log-sum-exp stored in fp32 errs by eps * |lse|
+on a whole row.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SLACK = 2.0
 #: inputs scaled 1 to 16, CPU, 2026-11-21).
 MAX_SLACK = 2.0
 FLOOR_EPS = 4.0
+ROUNDING = 0.5
 SUM_LANES = 16
 #: Stands for an error that is not finite, which a stored figure has to be.
 _TOO_LARGE = 1e100
@@ -204,7 +206,7 @@ def _budgets(totals: _Totals, dtype: torch.dtype) -> tuple[dict[str, float], dic
     relative: dict[str, float] = {}
     largest: dict[str, float] = {}
     for name, plain in totals.plain.items():
-        floor = FLOOR_EPS * eps + sum_eps / 2 * totals.most_keys / SUM_LANES
+        floor = ROUNDING * eps + FLOOR_EPS * sum_eps + sum_eps / 2 * totals.most_keys / SUM_LANES
         floor += sum_eps * totals.largest_lse if name in _GRADS else 0
         relative[name] = SLACK * shrink * plain.figures().relative_l2 + floor
         largest[name] = MAX_SLACK * (SLACK * shrink * plain.max_abs + floor * (totals.error[name].largest or 1.0))

@@ -179,3 +179,14 @@ def test_a_wider_query_block_shares_one_list_among_its_rows():
     assert (plan.q_grid.num_blocks, plan.kv_grid.num_blocks) == (4, 8)
     assert plan.shape == (1, 1, 4, 64)
     assert plan.kv_counts.shape == (1, 1, 4)
+
+
+def test_equal_keys_whose_scores_cancel_keep_every_block():
+    """The spread of such a row is rounding of the pooled means, large against its scores, small against |q| |k|."""
+    generator = torch.Generator().manual_seed(0)
+    grid, dim = (5, 7, 9), 64
+    key = torch.randn(dim, generator=generator)
+    q = torch.randn(1, 1, 315, dim, generator=generator)
+    q -= (q @ key).unsqueeze(-1) * key / (key @ key)  # orthogonal: each product cancels
+    plan = make_bsa_plan(q, key.expand(1, 1, 315, dim), grid=grid, kv_density=0.1)
+    assert (plan.kv_counts == plan.kv_grid.num_blocks).all()

@@ -18,7 +18,7 @@ from torch import Tensor
 from bsa_kernels.bsa.options import MASS_FLOOR, MASS_TARGET, KvRule
 from bsa_kernels.grid import BlockGrid
 
-# A row whose spread is below this share of its largest score is constant: the rest is rounding of the dot products.
+# A row whose spread is below this many roundings of its magnitude is constant: the rest is error of the dot products.
 _CONSTANT = 16
 
 
@@ -35,7 +35,19 @@ def pool_real(k_tiles: Tensor, grid: BlockGrid) -> Tensor:
     return k.sum(-2) / grid.real_counts(k.device).unsqueeze(-1)
 
 
-def select_blocks(scores: Tensor, *, kv_density: float, rule: KvRule) -> Tensor:
+def score_blocks(pooled_q: Tensor, pooled_k: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Score every pair of blocks: [B, H, Nq, D] and [B, H, Nk, D] -> scores and their magnitude.
+
+    Returns:
+        `S` [B, H, Nq, Nk], the scaled products; and the largest that a product in each row could be, |q| max|k| scale
+        [B, H, Nq, 1], to which the rounding of all of them is proportional, also where they cancel to near zero.
+    """
+    length_q, length_k = (torch.linalg.vector_norm(x, dim=-1) for x in (pooled_q, pooled_k))
+    magnitude = length_q.unsqueeze(-1) * length_k.amax(-1, keepdim=True).unsqueeze(-1) * abs(scale)
+    return (pooled_q @ pooled_k.transpose(-1, -2)) * scale, magnitude
+
+
+def select_blocks(scores: Tensor, *, kv_density: float, rule: KvRule, magnitude: Tensor | None = None) -> Tensor:
     """Decide for each query block which KV blocks it sees.
 
     Args:
@@ -45,6 +57,8 @@ def select_blocks(scores: Tensor, *, kv_density: float, rule: KvRule) -> Tensor:
         rule: `statistical`: keep S >= mean + std * Phi^-1(1 - k/N) over the row. `topk`: the round(k) highest.
             `mass`: the highest until their softmax sums to 0.9, at least 4. `softmax_stat`: `statistical` on the
             softmax of the row.
+        magnitude: see `score_blocks`, default the largest score of the row; a row is constant if its spread is within
+            16 roundings of it.
 
     Returns:
         [B, H, Nq, Nk] bool; a constant row keeps all (but under `topk` and `mass`, which keep their number); at least
@@ -67,7 +81,8 @@ def select_blocks(scores: Tensor, *, kv_density: float, rule: KvRule) -> Tensor:
     std = (values - mean).square().mean(-1, keepdim=True).sqrt()
     mask = values >= mean + std * NormalDist().inv_cdf(1 - kv_density)
     low, high = scores.aminmax(dim=-1, keepdim=True)
-    tolerance = _CONSTANT * torch.finfo(scores.dtype).eps * torch.maximum(low.abs(), high.abs())
+    largest = torch.maximum(low.abs(), high.abs()) if magnitude is None else magnitude
+    tolerance = _CONSTANT * torch.finfo(scores.dtype).eps * largest
     best = scores.argmax(-1, keepdim=True)
     return (mask | (high - low <= tolerance)).scatter_(-1, best, True)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bsa_kernels.bsa.blocks import pool_kept, pool_real, select_blocks
+from bsa_kernels.bsa.blocks import pool_kept, pool_real, score_blocks, select_blocks
 from bsa_kernels.bsa.options import BsaOptions
 from bsa_kernels.bsa.queries import QuerySelection, select_queries
 from bsa_kernels.grid import BlockGrid
@@ -54,8 +54,10 @@ def select(q_tiles: Tensor, k_tiles: Tensor, options: BsaOptions, *, scale: floa
     queries = select_queries(q_tiles, q_grid, query_keep=options.query_keep, rule=options.query_rule, fill=options.fill)
     pooled_q = pool_kept(q_tiles, queries.kept, queries.num_kept)
     pooled_k = pool_real(k_tiles, kv_grid)
-    scores = (pooled_q @ pooled_k.transpose(-1, -2)) * default_scale(q_tiles, scale)
-    return Selection(queries, select_blocks(scores, kv_density=options.kv_density, rule=options.kv_rule))
+    scores, magnitude = score_blocks(pooled_q, pooled_k, scale=default_scale(q_tiles, scale))
+    return Selection(
+        queries, select_blocks(scores, kv_density=options.kv_density, rule=options.kv_rule, magnitude=magnitude)
+    )
 
 
 def build_plan(selection: Selection, options: BsaOptions) -> BlockPlan:
