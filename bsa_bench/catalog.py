@@ -93,7 +93,10 @@ def unsupported(
     implementation: str, device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool
 ) -> str | None:
     """Why an implementation cannot run that on this device, or None."""
-    engine = load_engine(implementation.partition("@")[2])
+    method, _, name = implementation.partition("@")
+    engine = load_engine(name)
+    if method != "full" and not engine.runs_plans:
+        return f"{name} takes no block mask, so it cannot run the plan of {method}; run full@{name}."
     return engine.unsupported(device, dtype, head_dim, backward=backward)
 
 

@@ -49,9 +49,3 @@ class StoreError(BenchError):
     """The results folder cannot be written or read."""
 
     exit_code = EXIT_INFRASTRUCTURE
-
-
-class UnsupportedError(BenchError):
-    """An implementation cannot run a case here; the message says why and what would make it run."""
-
-    exit_code = EXIT_NOTHING_MEASURED

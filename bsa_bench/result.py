@@ -143,7 +143,8 @@ class Timing(Line):
     Args:
         timer: `host` (perf_counter around a synchronised call) or `event` (a pair of CUDA events).
         cache: `cold` (L2 flushed by its queried size before each sample) or `warm` (nothing done).
-        first_call_s: the first call, compilation included; apart from the samples.
+        first_call_s: the first call of the pass in its process, what it compiles included; apart from the samples. The
+            pass `backward` has only its own part of it, not that of the forward it runs on.
         phases: samples of each phase in order, in a pass of its own with a time stamp between phases: permute, select,
             plan, attend, fill, and their backward counterparts `fill_backward`, `attend_backward`, `permute_backward`.
         attend_only, attend_select: the sums of those phases that the name says, sample by sample.

@@ -80,8 +80,3 @@ def summarise(samples: Sequence[float]) -> Summary:
         mean=mean,
         variation=spread / mean if mean else 0.0,
     )
-
-
-def geometric_mean(ratios: Sequence[float]) -> float:
-    """Geometric mean of positive ratios, in logs."""
-    return math.exp(math.fsum(math.log(r) for r in ratios) / len(ratios))

@@ -106,6 +106,7 @@ class _Prepared:
     plan: BlockPlan | None
     backend: str | None
     fell_back: str | None
+    first_call_s: dict[str, float]
 
 
 class _GroupRun:
@@ -133,7 +134,7 @@ class _GroupRun:
         cases = self.job.cases
         engine = load_engine(cases[0].engine)
         try:
-            prepared = self._prepare(cases[0])
+            prepared = self._prepare(cases[0], engine)
         except Exception as error:  # noqa: BLE001  # the one case boundary: recorded with its traceback
             for case in cases:
                 self._report(case, engine, **self._failure(error))
@@ -145,9 +146,10 @@ class _GroupRun:
                 outcome = self._failure(error)
             self._report(case, engine, **outcome)
 
-    def _prepare(self, case: Case) -> _Prepared:
+    def _prepare(self, case: Case, engine: Engine) -> _Prepared:
         from bsa_bench.catalog import build_operator
         from bsa_bench.inputs import make_qkv, random_like_output
+        from bsa_bench.measure.passes import time_first_call
 
         workload = case.workload
         self.events.progress(f"making inputs ({workload.input.label})")
@@ -155,10 +157,17 @@ class _GroupRun:
         needs_grad = any(c.passes != "forward" for c in self.job.cases)
         grad = random_like_output(workload, self.job.device) if needs_grad else None
         operator = build_operator(case, scale=self._scale(case))
-        self.events.progress("verifying (a first call compiles)")
+        first_call_s: dict[str, float] = {}
+        if not engine.untimed(self.device):
+            # Before verification, or that would be the first call.
+            for each in self.job.cases:
+                self.events.progress(f"{each.passes}: first call")
+                needed = None if each.passes == "forward" else grad
+                first_call_s[each.passes] = time_first_call(operator, qkv.q, qkv.k, qkv.v, needed, each.passes)
+        self.events.progress("verifying")
         correctness, plan = self._verify(case, operator, qkv, grad, seed=workload.input.seed)
         backend, fell_back = self._resolved_backend(case, operator, qkv)
-        return _Prepared(qkv, grad, operator, correctness, plan, backend, fell_back)
+        return _Prepared(qkv, grad, operator, correctness, plan, backend, fell_back, first_call_s)
 
     def _verify(
         self, case: Case, operator: Operator, qkv: QKV, grad: Tensor | None, *, seed: int
@@ -211,6 +220,7 @@ class _GroupRun:
                 which=case.passes,
                 timer=make_timer(self.device),
                 protocol=protocol,
+                first_call_s=prepared.first_call_s[case.passes],
             )
         self.events.progress(f"{case.passes}: memory")
         memory = measure_memory(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bsa_bench.suite.expand import Dropped
 from bsa_bench.suite.load import list_suites, load_suite
-from bsa_bench.suite.model import Limits, Suite, SuiteInfo, unknown_implementations
+from bsa_bench.suite.model import Limits, Suite, SuiteInfo
 from bsa_bench.suite.override import override
 
 __all__ = [
@@ -19,5 +19,4 @@ __all__ = [
     "list_suites",
     "load_suite",
     "override",
-    "unknown_implementations",
 ]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from bsa_bench.errors import SuiteError, UsageError
+from bsa_bench.errors import SuiteError
 from bsa_bench.result import Case
 from bsa_bench.suite.expand import Dropped, Expansion, expand
 from bsa_bench.suite.layers import Layer
 from bsa_bench.suite.schema import DeviceKind
-from bsa_bench.suite.suggest import did_you_mean
 from bsa_bench.workload import short_digest
 
 DEFAULT_TIME_LIMIT_S = 600.0
@@ -108,16 +106,3 @@ def make_suite(name: str, *, device_kind: DeviceKind, layer: Layer, source: str)
     suite = Suite(name, device_kind, layer, source)
     suite.cases()
     return suite
-
-
-def unknown_implementations(suite: Suite, known: Iterable[str]) -> None:
-    """Refuse a suite that names an implementation outside the catalogue.
-
-    Raises:
-        UsageError: one line for each such name, with the nearest known one, and the list of all.
-    """
-    known = sorted(known)
-    unknown = [name for name in suite.implementations if name not in known]
-    if unknown:
-        lines = [f"{suite.source}: implementations: unknown {name!r}{did_you_mean(name, known)}" for name in unknown]
-        raise UsageError("\n".join([*lines, f"known implementations: {', '.join(known)}"]))

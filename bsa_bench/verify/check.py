@@ -264,5 +264,5 @@ def _against_dense(
 
 def _poison(like: Tensor) -> None:
     """Fill memory of the output's size with NaN and free it, so that an element never written is likely NaN."""
-    for buffer in [torch.empty_like(like) for _ in range(4)]:
+    for buffer in [torch.empty_like(like) for _ in range(8)]:
         buffer.fill_(float("nan"))

@@ -55,7 +55,7 @@ def test_an_implementation_that_does_not_exist_is_refused_with_what_there_is(nam
 
 
 def test_a_third_party_engine_is_found_by_its_entry_point(monkeypatch):
-    theirs = SimpleNamespace(name="mine", unsupported=lambda *_, **__: "needs a TPU; buy one.")
+    theirs = SimpleNamespace(name="mine", runs_plans=True, unsupported=lambda *_, **__: "needs a TPU; buy one.")
     entry = SimpleNamespace(name="mine", load=lambda: theirs)
     monkeypatch.setattr(catalog, "entry_points", lambda group: [entry] if group == "bsa_bench.engines" else [])
     assert {"full@mine", "bsa@mine"} <= set(catalog.implementations())
@@ -63,6 +63,9 @@ def test_a_third_party_engine_is_found_by_its_entry_point(monkeypatch):
     assert catalog.load_engine("mine") is theirs
     asked = catalog.unsupported("bsa@mine", torch.device("cpu"), torch.float32, 64, backward=True)
     assert asked == "needs a TPU; buy one."
+    theirs.runs_plans = False
+    asked = catalog.unsupported("bsa@mine", torch.device("cpu"), torch.float32, 64, backward=True)
+    assert asked == "mine takes no block mask, so it cannot run the plan of bsa; run full@mine."
 
 
 def test_loading_an_unknown_engine_names_those_that_there_are():

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bsa_bench.errors import EXIT_USAGE, SuiteError, UsageError
+from bsa_bench.errors import EXIT_USAGE, SuiteError
 from bsa_bench.result import PASSES, Case
-from bsa_bench.suite import Suite, list_suites, load_suite, unknown_implementations
+from bsa_bench.suite import Suite, list_suites, load_suite
 
 HEAD = 'title = "T"\nimplementations = ["full@sdpa-flash", "bsa@gather"]\n'
 BUILT_IN = ["frames", "long-video", "paper", "quick", "resolution", "sparsity"]
@@ -221,15 +221,6 @@ def test_an_unknown_name_lists_the_built_in_suites_and_a_missing_file_its_neighb
     (tmp_path / "latin.toml").write_bytes(b'title = "\xe9"')
     with pytest.raises(SuiteError, match=r"latin\.toml: not valid TOML"):
         load_suite(str(tmp_path / "latin.toml"), device_kind="cpu")
-
-
-def test_an_implementation_outside_the_catalogue_is_refused_with_the_nearest_one(load):
-    suite = load("[workload]\ntokens = 64\n")
-    assert unknown_implementations(suite, ["bsa@gather", "full@sdpa-flash"]) is None
-    with pytest.raises(
-        UsageError, match=r"unknown 'bsa@gather'; did you mean 'bsa@gathers'\?\nknown implementations: bsa@"
-    ):
-        unknown_implementations(suite, iter(["bsa@gathers", "full@sdpa-flash"]))
 
 
 @pytest.mark.parametrize("device_kind", ["cpu", "cuda"])

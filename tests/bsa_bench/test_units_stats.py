@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsa_bench.errors import EXIT_CODES, EXIT_USAGE, BenchError, StoreError, SuiteError, UnsupportedError, UsageError
-from bsa_bench.stats import geometric_mean, median_interval, quantile, summarise
+from bsa_bench.errors import EXIT_CODES, EXIT_USAGE, BenchError, StoreError, SuiteError, UsageError
+from bsa_bench.stats import median_interval, quantile, summarise
 from bsa_bench.units import format_bytes, format_flop, format_ratio, format_seconds, parse_duration, three_digits
 
 
@@ -128,12 +128,7 @@ def test_no_summary_is_made_of_nothing_or_of_what_is_not_finite(samples):
         summarise(samples)
 
 
-def test_the_geometric_mean_of_a_ratio_and_its_inverse_is_one():
-    assert geometric_mean([4.0, 0.25]) == pytest.approx(1.0)
-    assert geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
-
-
 def test_each_domain_error_ends_a_command_with_a_documented_code():
-    for error in (UsageError, SuiteError, StoreError, UnsupportedError):
+    for error in (UsageError, SuiteError, StoreError):
         assert error.exit_code in EXIT_CODES
         assert issubclass(error, BenchError)

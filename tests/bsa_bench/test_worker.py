@@ -64,7 +64,7 @@ def test_dense_attention_is_verified_and_measured_in_all_passes(python_path, tmp
     assert [r.status for r in results] == [Status.OK] * 3
     assert [r.seq for r in results] == [7, 8, 9]
     assert texts[0] == "starting"
-    assert "verifying (a first call compiles)" in texts
+    assert texts.index("forward: first call") < texts.index("verifying") < texts.index("forward: timing")
     assert "forward+backward: timing" in texts
     for result in results:
         assert result.case_hash == result.case.case_hash
@@ -142,6 +142,13 @@ def test_an_engine_of_a_third_party_is_measured_like_our_own(in_process):
     assert [r.status for r in results] == [Status.OK] * 3
     assert results[0].engine_version == "exact 1.0"
     assert results[0].work.flops_executed == results[0].work.flops_nominal
+
+
+def test_what_the_first_call_compiles_is_in_the_first_call_and_in_no_sample(in_process):
+    forward, both = in_process(cases("full@compiling", ["forward", "forward+backward"]))
+    assert forward.timing.first_call_s > 0.3
+    assert max(forward.timing.samples) < 0.3
+    assert both.timing.first_call_s < 0.3
 
 
 def test_a_wrong_output_is_recorded_with_its_error_and_never_timed(in_process):

@@ -1,6 +1,7 @@
 """Engines of a made-up third party, each with one fault, found through entry points as a real one would be."""
 
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import torch
 
 from bsa_bench.engines.dense import SDPA_MATH
 
-ENGINES = ("exact", "wrong", "wrong-grad", "late", "cached", "crash", "hungry", "fallback", "impostor")
+ENGINES = ("exact", "wrong", "wrong-grad", "late", "cached", "crash", "hungry", "fallback", "impostor", "compiling")
 
 
 class Late(torch.autograd.Function):
@@ -51,6 +52,8 @@ class ThirdParty:
     def dense(self, q, k, v, *, scale):
         self.num_calls += 1
         out = SDPA_MATH.dense(q, k, v, scale=scale)
+        if self.name == "compiling" and self.num_calls == 1:
+            time.sleep(0.3)
         if self.name == "wrong":
             return out * 1.01
         if self.name == "wrong-grad":
