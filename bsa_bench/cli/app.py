@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from bsa_bench.cli.static_app import static_app
 from bsa_bench.errors import EXIT_CODES
 
 _CODES = "\n\n".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
@@ -20,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(static_app, name="static")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 ResultsRoot = Annotated[

@@ -62,35 +62,57 @@ class Tile:
     num_stages: int
 
 
-def tile_for(kernel: Kernel, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> Tile:
+def tile_for(kernel: Kernel, *, kept_rows: int, block_keys: int, head_dim: int, is_fp32: bool = False) -> Tile:
     """Choose the tile of a kernel: a block of the plan, padded to a power of two, or an even share of a large one."""
     padded = _padded(head_dim)
     width = max(64, padded)
-    config = CONFIGS_FP32[width] if dtype == torch.float32 else CONFIGS[kernel, width]
-    rows = min(config.max_rows, _padded(plan.shape[3]))
-    keys = min(config.max_keys, _padded(plan.kv_grid.block_size))
+    config = CONFIGS_FP32[width] if is_fp32 else CONFIGS[kernel, width]
+    rows = min(config.max_rows, _padded(kept_rows))
+    keys = min(config.max_keys, _padded(block_keys))
     # Four warps to 64 rows; eight also where accumulators of 256 columns would not fit the registers of four.
     return Tile(rows, keys, padded, num_warps=8 if rows > 64 or padded > 128 else 4, num_stages=config.num_stages)
 
 
-def launch_options(kernel: Kernel, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> dict[str, Any]:
-    """The constants and compiler options of a launch; the three kernels that walk lists share their names."""
-    tile = tile_for(kernel, plan, head_dim, dtype)
-    keys = plan.kv_grid.block_size
+def constants_of(
+    tile: Tile,
+    *,
+    block_rows: int,
+    block_keys: int,
+    kept_rows: int,
+    head_dim: int,
+    has_partial_blocks: bool,
+    is_fp32: bool = False,
+) -> dict[str, int | bool | str]:
+    """The constants that the three kernels which walk lists are compiled for; they share their names."""
     return {
-        "MQ": plan.q_grid.block_size,
-        "MK": keys,
-        "K": plan.shape[3],
+        "MQ": block_rows,
+        "MK": block_keys,
+        "K": kept_rows,
         "D": head_dim,
         "ROWS": tile.rows,
         "KEYS": tile.keys,
         "BLOCK_D": tile.head_dim,
-        "MASK_KEYS": not plan.kv_grid.is_even or keys % tile.keys != 0,
+        "MASK_KEYS": has_partial_blocks or block_keys % tile.keys != 0,
         # fp32 exactly, not in tf32; 16-bit formats ignore it.
-        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
-        "num_warps": tile.num_warps,
-        "num_stages": tile.num_stages,
+        "PRECISION": "ieee" if is_fp32 else "tf32",
     }
+
+
+def launch_options(kernel: Kernel, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The constants and compiler options of a launch."""
+    is_fp32 = dtype == torch.float32
+    kept_rows, block_keys = plan.shape[3], plan.kv_grid.block_size
+    tile = tile_for(kernel, kept_rows=kept_rows, block_keys=block_keys, head_dim=head_dim, is_fp32=is_fp32)
+    constants = constants_of(
+        tile,
+        block_rows=plan.q_grid.block_size,
+        block_keys=block_keys,
+        kept_rows=kept_rows,
+        head_dim=head_dim,
+        has_partial_blocks=not plan.kv_grid.is_even,
+        is_fp32=is_fp32,
+    )
+    return {**constants, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
 
 
 @dataclass(frozen=True, eq=False)

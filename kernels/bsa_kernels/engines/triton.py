@@ -68,7 +68,7 @@ def executed_flop(plan: BlockPlan, head_dim: int) -> int:
 
     Synchronises.
     """
-    tile = tile_for("forward", plan, head_dim, torch.bfloat16)
+    tile = tile_for("forward", kept_rows=plan.shape[3], block_keys=plan.kv_grid.block_size, head_dim=head_dim)
     rows = -(-plan.shape[3] // tile.rows) * tile.rows
     keys = -(-plan.kv_grid.block_size // tile.keys) * tile.keys
     return 4 * tile.head_dim * rows * keys * int(plan.kv_counts.sum())

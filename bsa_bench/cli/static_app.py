@@ -1,0 +1,138 @@
+"""The verb `static` with its flags; what it does is in `bsa_bench.cli.static_command`, imported when it runs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+static_app = typer.Typer(
+    help="See what a Triton kernel compiles to, and what that allows, without a GPU.",
+    rich_markup_mode=None,
+    invoke_without_command=True,
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The flags that `static` and its verbs share; the fields are the parameters of the command line."""
+
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="PATTERN", help="Configurations such as 'forward-*-d128*'; repeatable."),
+    ] = None
+    kernel_set: Annotated[
+        Literal["shipped", "candidates"],
+        typer.Option("--set", help="The project's kernels: what calls come to, or the tiles that compete with that."),
+    ] = "shipped"
+    kernel: Annotated[
+        str | None,
+        typer.Option("--kernel", metavar="FILE.py:NAME", help="A kernel of your own, described by --config."),
+    ] = None
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE.toml", help="Its signature, constants, options; see docs/static.md."),
+    ] = None
+    archs: Annotated[
+        list[str] | None,
+        typer.Option("--arch", metavar="NAME", help="sm_80, sm_90 or sm_100; repeatable; default: all."),
+    ] = None
+    devices: Annotated[
+        list[str] | None,
+        typer.Option("--device", metavar="NAME", help="Predict for this device; default: one an architecture."),
+    ] = None
+    tokens: Annotated[int, typer.Option(min=64, help="Predict for so many tokens (the project's kernels).")] = 153_600
+    heads: Annotated[int, typer.Option(min=1, help="And so many heads.")] = 12
+    kv_density: Annotated[
+        float, typer.Option("--kv-density", min=1e-6, max=1.0, help="And lists with this share of the KV blocks.")
+    ] = 0.1
+    dtype: Annotated[Literal["bf16", "fp16", "fp32"], typer.Option(help="Number format of the project's kernels.")] = (
+        "bf16"
+    )
+    triton: Annotated[
+        str | None,
+        typer.Option("--triton", metavar="VERSION", help="Compile with this release, fetched by pip into the cache."),
+    ] = None
+    fp_fusion: Annotated[
+        bool, typer.Option("--fp-fusion/--no-fp-fusion", help="Let the compiler fuse multiplications and additions.")
+    ] = True
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="DIR", envvar="BSA_BENCH_CACHE", help="Where compiled code is kept."),
+    ] = None
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Compile again what the cache has.")] = False
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Compilers at a time; default: all usable cores.")
+    ] = None
+    results: Annotated[
+        Path,
+        typer.Option("--results", metavar="DIR", envvar="BSA_BENCH_RESULTS", help="Stored runs to compare with."),
+    ] = Path("results")
+
+
+def _with_request(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of `Request` beside its own parameters; it gets them as `request`."""
+    own, shared = inspect.signature(command, eval_str=True), inspect.signature(Request, eval_str=True)
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> None:
+        flags = {name: values.pop(name) for name in shared.parameters}
+        command(request=Request(**flags), **values)
+
+    parameters = [*(p for name, p in own.parameters.items() if name != "request"), *shared.parameters.values()]
+    wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    )
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
+
+
+@static_app.callback()
+@_with_request
+def static(
+    context: typer.Context,
+    request: Request,
+    form: Annotated[
+        Literal["table", "md", "json"], typer.Option("--format", help="A table, Markdown, or one JSON document.")
+    ] = "table",
+    json_: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
+) -> None:
+    """Compile kernels for GPUs that need not be here; report resources, loops, pipelines and ceilings."""
+    if context.invoked_subcommand is None:
+        from bsa_bench.cli.static_command import show
+
+        raise typer.Exit(show(request, "json" if json_ else form))
+
+
+@static_app.command()
+@_with_request
+def explain(
+    request: Request,
+    name: Annotated[str, typer.Argument(metavar="CONFIG", help="A configuration's name; `static` lists them.")],
+    sass: Annotated[bool, typer.Option("--sass", help="Also every instruction of the main loop.")] = False,
+) -> None:
+    """Show one configuration's main loop by source line, and the resource that limits it."""
+    from bsa_bench.cli.static_command import explain_one
+
+    raise typer.Exit(explain_one(request, name, with_sass=sass))
+
+
+@static_app.command()
+@_with_request
+def diff(
+    request: Request,
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="A git revision, triton==VERSION, or . for these sources.")
+    ],
+    head: Annotated[str, typer.Argument(metavar="HEAD", help="The same.")] = ".",
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Show what changed in compiled kernels between two revisions or two releases of Triton."""
+    from bsa_bench.cli.static_command import diff_two
+
+    raise typer.Exit(diff_two(request, base, head, as_json=json_))

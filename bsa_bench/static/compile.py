@@ -1,0 +1,294 @@
+"""Compile configurations of kernels in worker processes, side by side, cached by content."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import bsa_bench
+from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.static.config import ArchName, KernelConfig
+
+LIMIT_S = 300.0
+"""How long one compilation may take."""
+_WORKER = Path(__file__).with_name("compile_worker.py")
+"""A file, not a module: another revision's package, put first, may have none."""
+_LOG_BYTES = 4000
+
+KernelSet = Literal["shipped", "candidates"]
+FailureKind = Literal["no kernel", "signature", "compiler", "crash", "time limit", "unread"]
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """What compiles: a Python with Triton, and folders that come before its own packages.
+
+    `label` names it in tables; `first_paths` hold another Triton, or the sources of another revision.
+    """
+
+    label: str = "installed"
+    python: str = sys.executable
+    first_paths: tuple[Path, ...] = ()
+
+    def environment(self) -> dict[str, str]:
+        """The worker's environment: none of Triton's own settings but those set here, so that results compare."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith("TRITON_")}
+        # The default of floating-point fusion changes in Triton 3.10; each compilation states it; no warning.
+        env["TRITON_DEFAULT_FP_FUSION"] = "1"
+        roots = [*self.first_paths, Path(bsa_bench.__file__).parents[1]]
+        env["PYTHONPATH"] = os.pathsep.join([*map(str, roots), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return env
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How kernels are compiled. Floating-point fusion and line info are stated, never left to a default."""
+
+    cache: Path
+    use_cache: bool = True
+    fp_fusion: bool = True
+    line_info: bool = True
+    processes: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    toolchain: Toolchain = Toolchain()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the compiler said of one compilation; `shared_bytes` is what a CTA asks for at launch."""
+
+    kernel_name: str
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    tensor_memory_columns: int
+    num_warps: int
+    cubin_bytes: int
+    compile_s: float
+    identity: dict[str, Any]
+
+    @property
+    def triton(self) -> str:
+        """The version that compiled."""
+        return str(self.identity["triton"])
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One compiled configuration; its texts lie in the cache."""
+
+    config: KernelConfig
+    arch: ArchName
+    record: Record
+    folder: Path
+    was_cached: bool
+
+    @cached_property
+    def listing(self) -> str:
+        """The disassembly with line info."""
+        return self._read("kernel.sass")
+
+    @cached_property
+    def ttgir(self) -> str:
+        """Triton's last representation with loops and tensors."""
+        return self._read("kernel.ttgir")
+
+    @cached_property
+    def ptx(self) -> str:
+        """What ptxas got."""
+        return self._read("kernel.ptx")
+
+    def _read(self, name: str) -> str:
+        return (self.folder / name).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A configuration that gave no code: `message` in the compiler's own words, `log` what else it wrote.
+
+    `unread` ones did compile, but to something that this version cannot read.
+    """
+
+    config: KernelConfig
+    arch: ArchName
+    kind: FailureKind
+    message: str
+    log: str
+
+
+def default_cache() -> Path:
+    """`$XDG_CACHE_HOME/bsa-bench/static`, by default below `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bsa-bench" / "static"
+
+
+def list_configs(
+    kernel_set: KernelSet, shape: dict[str, Any], *, dtype: str, toolchain: Toolchain
+) -> list[KernelConfig]:
+    """Ask the toolchain's sources for the configurations that they declare.
+
+    Raises:
+        UsageError: these sources declare none (an older revision).
+    """
+    with _Worker(toolchain) as worker:
+        answer = worker.ask({"action": "list", "set": kernel_set, "shape": shape, "dtype": dtype})
+    if "error" in answer:
+        error = answer["error"]
+        raise UsageError("\n".join(filter(None, (f"{toolchain.label}: {error['message']}", error["log"]))))
+    return [KernelConfig.model_validate(config) for config in answer["configs"]]
+
+
+def compile_all(
+    jobs: Sequence[tuple[KernelConfig, ArchName]],
+    settings: Settings,
+    *,
+    on_done: Callable[[Compiled | Failure], None] = lambda _: None,
+) -> list[Compiled | Failure]:
+    """Compile each configuration for its architecture, `settings.processes` at a time; results in the order of jobs.
+
+    Raises:
+        StoreError: the cache folder cannot be written.
+    """
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    workers = [_Worker(settings.toolchain) for _ in range(max(1, min(settings.processes, len(jobs))))]
+    for worker in workers:
+        idle.put(worker)
+    stop = threading.Event()
+
+    def run(job: tuple[KernelConfig, ArchName]) -> Compiled | Failure | None:
+        if stop.is_set():
+            return None
+        worker = idle.get()
+        try:
+            done = _compile_one(worker, *job, settings)
+        finally:
+            idle.put(worker)
+        on_done(done)
+        return done
+
+    with contextlib.ExitStack() as stack:
+        for worker in workers:
+            stack.enter_context(worker)
+        pool = ThreadPoolExecutor(len(workers))
+        try:
+            return [done for done in pool.map(run, jobs) if done is not None]
+        except BaseException:
+            stop.set()
+            for worker in workers:
+                worker.kill()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _compile_one(worker: _Worker, config: KernelConfig, arch: ArchName, settings: Settings) -> Compiled | Failure:
+    request = {
+        "action": "compile",
+        "config": {**config.model_dump(mode="json"), "aligned": list(config.aligned)},
+        "arch": arch,
+        "fp_fusion": settings.fp_fusion,
+        "line_info": settings.line_info,
+        "cache": str(settings.cache),
+        "use_cache": settings.use_cache,
+    }
+    answer = worker.ask(request)
+    if error := answer.get("error"):
+        if error["kind"] == "cache":
+            raise StoreError(error["message"])
+        return Failure(config, arch, error["kind"], error["message"], error["log"])
+    folder = Path(answer["folder"])
+    record = Record(**json.loads((folder / "record.json").read_text(encoding="utf-8")))
+    return Compiled(config, arch, record, folder, answer["cached"])
+
+
+class _Worker:
+    """One worker process, started when first asked and again after a crash."""
+
+    def __init__(self, toolchain: Toolchain) -> None:
+        self._toolchain = toolchain
+        self._process: subprocess.Popen[str] | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+        self._is_over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        self._log.close()
+
+    def kill(self) -> None:
+        """End the process; nothing is started after this."""
+        self._is_over = True
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send one request and wait for its answer; a crash and a compilation without end are answers too."""
+        if self._process is None:
+            self._start()
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        is_late = threading.Event()
+
+        def end() -> None:
+            is_late.set()
+            process.kill()
+
+        timer = threading.Timer(LIMIT_S, end)
+        timer.start()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+            line = process.stdout.readline()
+        finally:
+            timer.cancel()
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        self._process = None
+        code = process.wait()
+        kind, message = "crash", f"the compiler's process ended with {_exit_text(code)}"
+        if is_late.is_set():
+            kind, message = "time limit", f"the compiler took more than {LIMIT_S:.0f} s"
+        return {"error": {"kind": kind, "message": message, "log": self._tail()}}
+
+    def _start(self) -> None:
+        assert not self._is_over
+        self._process = subprocess.Popen(
+            [self._toolchain.python, "-P", str(_WORKER)],
+            env=self._toolchain.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the parent, which ends its workers
+        )
+
+    def _tail(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")[-_LOG_BYTES:].strip()
+
+
+def _exit_text(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    return signal.Signals(-code).name

@@ -1,0 +1,321 @@
+"""The process that compiles: reads one request a line from stdin, writes one JSON answer a line to stdout.
+
+A process of its own, because a process whose kernels run in Triton's interpreter cannot compile them, because another
+revision or another Triton is another set of imports, and because the compiler may abort. It needs of this package
+nothing but this file's imports, so that it also runs with an older Triton put before the installed one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+SCHEMA = 1
+"""Part of each cache key: raise it when the content of an entry changes."""
+FILES = ("kernel.sass", "kernel.ttgir", "kernel.ptx", "record.json")
+_SCALAR = r"(?:i1|i8|i16|i32|i64|u8|u16|u32|u64|fp8e4nv|fp8e5|fp8e4b15|fp8e4b8|fp8e5b16|fp16|bf16|fp32|fp64)"
+_TYPE = re.compile(rf"\*?k?{_SCALAR}|tensordesc<{_SCALAR}\[[\d, ]+\].*>")
+_LOG_BYTES = 4000
+
+
+class RequestError(Exception):
+    """What was asked for cannot be compiled as asked; `kind` is `no kernel`, `signature` or `cache`."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what imported modules print must not break the protocol
+    with tempfile.TemporaryDirectory(prefix="bsa-bench-triton-") as scratch:
+        os.environ["TRITON_CACHE_DIR"] = scratch
+        for line in sys.stdin:
+            request = json.loads(line)
+            answer = _answer(request)
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"list": _list, "compile": _compile}
+    with _captured_stderr() as log:
+        try:
+            return actions[request["action"]](request)
+        except RequestError as error:
+            return {"error": {"kind": error.kind, "message": str(error), "log": ""}}
+        except Exception as error:  # noqa: BLE001  the one boundary: a compiler may raise anything, which is its answer
+            message = _words(error)
+            trace = "".join(traceback.format_exception(error))
+            return {"error": {"kind": "compiler", "message": message, "log": log() or trace[-_LOG_BYTES:]}}
+
+
+def _words(error: BaseException) -> str:
+    """The message of an error and of its innermost cause, with their types."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    words = f"{type(error).__name__}: {error}"
+    return words if str(cause) in words else f"{words}\n{type(cause).__name__}: {cause}"
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Keep what the compiler's C++ parts write to the process's stderr; it is copied there in the end."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+
+        def read() -> str:
+            sys.stderr.flush()
+            file.seek(0)
+            return file.read().decode(errors="replace")[-_LOG_BYTES:].strip()
+
+        try:
+            yield read
+        finally:
+            text = read()
+            os.dup2(kept, 2)
+            os.close(kept)
+            sys.stderr.write(text)
+
+
+def _list(request: dict[str, Any]) -> dict[str, Any]:
+    """The configurations that the project's kernels declare, for a shape."""
+    try:
+        module = importlib.import_module("bsa_kernels.block_sparse.configurations")
+    except ImportError as error:
+        raise RequestError("no kernel", f"these sources declare no configurations: {error}") from error
+    configs = getattr(module, request["set"])(module.Shape(**request["shape"]), dtype=request["dtype"])
+    return {"configs": [asdict(config) for config in configs]}
+
+
+def _compile(request: dict[str, Any]) -> dict[str, Any]:
+    import triton
+
+    config, capability = request["config"], int(request["arch"].removeprefix("sm_"))
+    function = _function(config["kernel"])
+    signature, constants = _arguments(function, config)
+    aligned = [i for i, name in enumerate(function.arg_names) if name in set(config["aligned"])]
+    options = {key: config[key] for key in ("num_warps", "num_stages", "num_ctas")}
+    if config["maxnreg"] is not None:
+        options["maxnreg"] = config["maxnreg"]
+    options["enable_fp_fusion"] = request["fp_fusion"]
+    identity = {
+        "schema": SCHEMA,
+        "triton": triton.__version__,
+        "source": function.cache_key,
+        "file": _shortened(function.fn.__code__.co_filename),
+        "signature": signature,
+        "constants": {name: str(value) for name, value in constants.items()},
+        "aligned": aligned,
+        "options": options,
+        "capability": capability,
+        "line_info": request["line_info"],
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    folder = Path(request["cache"]) / key[:2] / key
+    if request["use_cache"] and is_complete(folder):
+        return {"folder": str(folder), "cached": True}
+    content = _build(function, signature, constants, aligned, options, capability, has_line_info=request["line_info"])
+    content["record.json"] = json.dumps({**json.loads(content["record.json"]), "identity": identity}, indent=1)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _write(folder, content)
+    except OSError as error:
+        raise RequestError("cache", f"cache folder {request['cache']}: {error.strerror}") from error
+    return {"folder": str(folder), "cached": False}
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a cache entry has all its files."""
+    return all((folder / name).is_file() for name in FILES)
+
+
+def _function(kernel: str) -> Any:
+    from triton.runtime import JITFunction
+
+    place, _, name = kernel.rpartition(":")
+    module = _module(place)
+    function = getattr(module, name, None)
+    while function is not None and not isinstance(function, JITFunction) and hasattr(function, "fn"):
+        function = function.fn  # autotuners and heuristics wrap a kernel; the configuration takes their place
+    if not isinstance(function, JITFunction):
+        known = sorted(n for n, value in vars(module).items() if hasattr(value, "fn") or isinstance(value, JITFunction))
+        found = "is no @triton.jit function" if hasattr(module, name) else "is not there"
+        raise RequestError(
+            "no kernel", f"kernel {kernel!r}: {name!r} {found}; {place} has {', '.join(known) or 'none'}"
+        )
+    return function
+
+
+def _module(place: str) -> ModuleType:
+    if not place.endswith(".py"):
+        try:
+            return importlib.import_module(place)
+        except ImportError as error:
+            raise RequestError("no kernel", f"module {place!r} cannot be imported: {error}") from error
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise RequestError("no kernel", f"file {place!r} is not there")
+    name = f"_bsa_static_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise RequestError("no kernel", f"file {place!r} cannot be imported: {_words(error)}") from error
+    return module
+
+
+def _arguments(function: Any, config: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """The signature in the order of the arguments, and the constants; a constant's default counts."""
+    given, constants = dict(config["signature"]), dict(config["constexprs"])
+    where = f"kernel {config['kernel']!r}: signature"
+    unknown = [name for name in [*given, *constants] if name not in function.arg_names]
+    if unknown:
+        raise RequestError(
+            "signature", f"{where}: no argument {unknown[0]!r}; there are {', '.join(function.arg_names)}"
+        )
+    for parameter in function.params:
+        name = parameter.name
+        if name in given and parameter.is_constexpr:
+            raise RequestError("signature", f"{where}: {name!r} is a tl.constexpr, expected its value under constexprs")
+        if name not in given and name not in constants:
+            if not parameter.has_default:
+                place = "constexprs" if parameter.is_constexpr else "signature"
+                raise RequestError("signature", f"{where}: argument {name!r} is missing, expected it under {place}")
+            constants[name] = parameter.default
+        elif name in given and not _TYPE.fullmatch(given[name]):
+            expected = "a type of Triton such as '*bf16', 'i32' or 'fp32'"
+            raise RequestError("signature", f"{where}: {name!r}: got {given[name]!r}, expected {expected}")
+    aligned = [name for name in config["aligned"] if name not in given]
+    if aligned:
+        raise RequestError("signature", f"{where}: divisible_by_16 names {aligned[0]!r}, which has no type there")
+    constants = {name: _constant(value) for name, value in constants.items()}
+    return {name: given.get(name, "constexpr") for name in function.arg_names}, constants
+
+
+def _constant(value: Any) -> Any:
+    import triton.language as tl
+
+    if isinstance(value, tl.constexpr):
+        return value.value
+    if isinstance(value, str) and value.startswith("tl."):
+        found = getattr(tl, value.removeprefix("tl."), None)
+        if found is None:
+            raise RequestError("signature", f"constexprs: triton.language has no {value.removeprefix('tl.')!r}")
+        return found
+    return value
+
+
+def _build(
+    function: Any,
+    signature: dict[str, str],
+    constants: dict[str, Any],
+    aligned: list[int],
+    options: dict[str, Any],
+    capability: int,
+    *,
+    has_line_info: bool,
+) -> dict[str, str]:
+    """Compile and disassemble. The one place that knows how Triton 3.6 to 3.9 are asked to compile ahead of time."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    # Read by the compiler when it compiles, not when it is imported.
+    os.environ["TRITON_DISABLE_LINE_INFO"] = "0" if has_line_info else "1"
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    start = time.perf_counter()
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    compile_s = time.perf_counter() - start
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        listing = _run(tools / "nvdisasm", "-c", *(["-gi"] if has_line_info else []), file.name)
+        usage = _run(tools / "cuobjdump", "-res-usage", file.name)
+    metadata = compiled.metadata
+    found = dict(re.findall(r"(REG|STACK):(\d+)", usage.partition(f"Function {metadata.name}:")[2]))
+    record = {
+        "kernel_name": metadata.name,
+        "registers": int(found["REG"]),
+        "stack_bytes": int(found["STACK"]),
+        "shared_bytes": int(metadata.shared),
+        "tensor_memory_columns": int(getattr(metadata, "tmem_size", 0) or 0),
+        "num_warps": int(metadata.num_warps),
+        "cubin_bytes": len(compiled.asm["cubin"]),
+        "compile_s": round(compile_s, 3),
+    }
+    listing = re.sub(r'(?<=File ")[^"]+', lambda found: _shortened(found[0]), listing)
+    ttgir = re.sub(r'(?<=loc\(")/[^"]+(?=")', lambda found: _shortened(found[0]), compiled.asm["ttgir"])
+    return {
+        "kernel.sass": listing,
+        "kernel.ttgir": ttgir,
+        "kernel.ptx": compiled.asm["ptx"],
+        "record.json": json.dumps(record),
+    }
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{Path(command[0]).name} ended with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _shortened(file: str) -> str:
+    """A file's name below the folder that it was imported from: the same in every checkout."""
+    for root in sorted((r for r in sys.path if r), key=len, reverse=True):
+        with contextlib.suppress(ValueError):
+            return str(Path(file).relative_to(Path(root).resolve()))
+    return file
+
+
+def _write(folder: Path, content: dict[str, str]) -> None:
+    """All files or none, also when two processes write the same entry."""
+    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+    try:
+        for name, text in content.items():
+            (fresh / name).write_text(text, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if not is_complete(folder):  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

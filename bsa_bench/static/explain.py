@@ -1,0 +1,151 @@
+"""One configuration explained: what its main loop does, line by line of the source, and which resource limits it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from bsa_bench.static.analyse import Analysis
+from bsa_bench.static.classify import Kind, kind_of, pipe_of
+from bsa_bench.static.model import Ceiling
+from bsa_bench.static.regions import Region, own_line
+from bsa_bench.static.sass import Instruction, SourceLine
+from bsa_bench.units import three_digits
+
+_COLUMNS: dict[str, tuple[Kind, ...]] = {
+    "tensor": ("tensor",),
+    "exp2": ("exp2", "other special function"),
+    "fp32": ("fp32",),
+    "convert": ("conversion",),
+    "integer": ("integer and logic", "uniform"),
+    "shuffle": ("shuffle",),
+    "global": ("global load", "cp.async", "TMA", "global store", "atomic"),
+    "shared": ("shared load", "shared store", "tensor memory"),
+    "spill": ("spill load", "spill store"),
+    "barrier": ("barrier",),
+}
+_LEAST_SOURCE = 16
+"""Characters; with less room, source lines are left out."""
+_LOADS = {"global load", "cp.async", "TMA"}
+_USERS: dict[str, Callable[[Instruction], bool]] = {
+    "tensor cores": lambda each: kind_of(each) == "tensor",
+    "shared memory": lambda each: (
+        kind_of(each) in {"shared load", "shared store", "cp.async", "TMA"} or "gdesc" in each.operands
+    ),
+    "issue slots": lambda _: True,
+    "fp32": lambda each: pipe_of(each) == "fma",
+    "integer and logic": lambda each: pipe_of(each) == "alu",
+    "exp and other special functions": lambda each: pipe_of(each) == "mufu",
+    "shuffles": lambda each: kind_of(each) == "shuffle",
+    "L2": lambda each: kind_of(each) in _LOADS,
+    "HBM": lambda each: kind_of(each) in _LOADS,
+}
+
+
+def explain(analysis: Analysis, console: Console, *, roots: Sequence[Path] = (), with_sass: bool = False) -> None:
+    """Print a configuration's resources, its ceilings and its annotated main loop.
+
+    Args:
+        analysis: what to explain.
+        console: where to.
+        roots: folders in which source files are looked up before those of Python's path.
+        with_sass: also each instruction of the main loop, under its source line.
+    """
+    reading, record = analysis.reading, analysis.reading.compiled.record
+    console.print(f"[bold]{analysis.name}[/bold], {reading.sass.target}, Triton {record.triton}", highlight=False)
+    console.print(
+        f"{record.registers} registers, {record.stack_bytes} bytes of stack, {record.shared_bytes / 1024:.1f} KiB of "
+        f"shared memory, {record.num_warps} warps: {reading.occupancy.ctas} CTAs on an SM "
+        f"({reading.occupancy.limited_by})",
+        highlight=False,
+    )
+    for finding in analysis.findings:
+        console.print(f"- {finding}", markup=False, highlight=False)
+    main = reading.main
+    if main is None:
+        console.print("no loop with matrix products, so nothing more to say about a main loop")
+        return
+    for ceiling in analysis.ceilings:
+        console.print(_resources(ceiling))
+    if analysis.no_ceiling:
+        console.print(f"no ceiling: {analysis.no_ceiling}", markup=False)
+    limit = analysis.ceilings[0].limited_by if analysis.ceilings else None
+    own_folder = Path(reading.compiled.config.kernel.rpartition(":")[0]).parent
+    source = _Source([*roots, own_folder])
+    console.print(_by_line(main, limit, source, width=console.width))
+    if with_sass:
+        for line in _sass(main, limit, source):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _resources(ceiling: Ceiling) -> Table:
+    title = (
+        f"{ceiling.device}: at most {three_digits(ceiling.overlapped_flop_per_s / 1e12)} TFLOP/s, set by "
+        f"{ceiling.limited_by}; {three_digits(ceiling.in_order_flop_per_s / 1e12)} if products and the rest take turns"
+    )
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("resource")
+    table.add_column("clocks a trip", justify="right")
+    table.add_column("of the slowest", justify="right")
+    table.add_column("for")
+    for resource in ceiling.resources:
+        share = resource.clocks / ceiling.overlapped_clocks
+        table.add_row(resource.name, f"{resource.clocks:.0f}", f"{share:.0%}", resource.detail)
+    return table
+
+
+def _by_line(main: Region, limit: str | None, source: _Source, *, width: int) -> Table:
+    marked = f"; * uses {limit}" if limit else ""
+    title = f"main loop, one trip of a warp{marked}"
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = {name: kinds for name, kinds in _COLUMNS.items() if any(main.count(kind) for kind in kinds)}
+    places = [str(each.line or "?") for each in main.lines]
+    for name in ("line", "all", *shown):
+        table.add_column(name, justify="right", no_wrap=True)
+    # The source gets what the numbers leave.
+    room = width - max(map(len, places)) - sum(max(len(name), 3) + 1 for name in shown) - 12
+    if room >= _LEAST_SOURCE:
+        table.add_column("source", overflow="ellipsis", no_wrap=True, max_width=room)
+    uses = _USERS[limit] if limit else (lambda _: False)
+    users = {own_line(each.source) for each in main.instructions if uses(each)}
+    for each, place in zip(main.lines, places, strict=True):
+        cells = (sum(each.mix.get(kind, 0) for kind in kinds) for kinds in shown.values())
+        mark = "* " if each.line in users else ""
+        counts = [str(cell) if cell else "" for cell in cells]
+        text = [source.text(each.line)] if room >= _LEAST_SOURCE else []
+        table.add_row(mark + place, str(each.count), *counts, *text)
+    return table
+
+
+def _sass(main: Region, limit: str | None, source: _Source) -> Iterator[str]:
+    uses = _USERS[limit] if limit else (lambda _: False)
+    last: SourceLine | None = None
+    for number, each in enumerate(main.instructions):
+        line = own_line(each.source)
+        if line != last or number == 0:
+            yield f"{line or '?'}  {source.text(line)}"
+            last = line
+        yield f"  {'*' if uses(each) else ' '} {each.address:05x}  {each}"
+
+
+class _Source:
+    """The text of source lines, from files that are found below some folders."""
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self._roots = [*roots, *(Path(entry) for entry in sys.path if entry)]
+        self._files: dict[str, list[str]] = {}
+
+    def text(self, line: SourceLine | None) -> str:
+        """The line without its indentation; empty where the file is not here."""
+        if line is None:
+            return ""
+        if line.file not in self._files:
+            found = next((path for root in self._roots if (path := root / line.file).is_file()), None)
+            self._files[line.file] = found.read_text(encoding="utf-8").splitlines() if found else []
+        lines = self._files[line.file]
+        return lines[line.line - 1].strip() if line.line <= len(lines) else ""

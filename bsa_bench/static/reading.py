@@ -1,0 +1,180 @@
+"""Read what a kernel became: its resources, its loops, what its main loop does, and what of that makes it slow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from bsa_bench.static.architectures import ARCHITECTURES, Occupancy, occupancy
+from bsa_bench.static.coalescing import Coalescing, read_coalescing
+from bsa_bench.static.compile import Compiled
+from bsa_bench.static.flow import Flow, read_flow
+from bsa_bench.static.model import WARPGROUP, Traffic
+from bsa_bench.static.regions import Region, TensorCount, own_line, read_regions
+from bsa_bench.static.sass import Sass, digest, read_sass
+from bsa_bench.static.ttgir import Access, Buffer, Dot, Ttgir, read_ttgir
+
+_OPERAND_ROW_BYTES = 32
+"""Of a row of an operand, every kind of tensor-core instruction takes 32 bytes."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A compiled configuration, read.
+
+    Attributes:
+        compiled: where it comes from, with registers, stack and shared memory.
+        occupancy: CTAs that fit an SM.
+        outside: instructions in no loop.
+        loops: outer loops before inner ones.
+        main: the loop that holds the dots; of several the one with most of them, then the shortest. None without one.
+        flop_per_trip: FLOP of a CTA's matrix products in a trip of the main loop.
+        half_rate_flop: those of them whose instructions have too few rows for the whole rate.
+        traffic: bytes that a trip moves.
+        dots: the matrix products of the main loop, as Triton states them.
+        buffers: tiles in shared memory that the main loop's copies fill in turn.
+        accesses: loads, stores and atomics of the main loop.
+        coalescing: of those of them that are tensors.
+        digest, main_digest: of the normalised SASS of the kernel and of its main loop.
+    """
+
+    compiled: Compiled
+    occupancy: Occupancy
+    outside: Region
+    loops: tuple[Region, ...]
+    main: Region | None
+    flop_per_trip: int
+    half_rate_flop: int
+    traffic: Traffic
+    dots: tuple[Dot, ...]
+    buffers: tuple[Buffer, ...]
+    accesses: tuple[Access, ...]
+    coalescing: tuple[Coalescing, ...]
+    digest: str
+    main_digest: str | None
+    sass: Sass = field(repr=False)
+    flow: Flow = field(repr=False)
+
+    @property
+    def spill_loads(self) -> int:
+        """LDL instructions anywhere."""
+        return sum(region.count("spill load") for region in (self.outside, *self.loops))
+
+    @property
+    def spill_stores(self) -> int:
+        """STL instructions anywhere."""
+        return sum(region.count("spill store") for region in (self.outside, *self.loops))
+
+    @property
+    def tensor(self) -> tuple[TensorCount, ...]:
+        """The tensor-core instructions of the main loop, by shape."""
+        return self.main.tensor if self.main else ()
+
+    @cached_property
+    def tensor_classes(self) -> tuple[str, ...]:
+        """`wgmma`, `mma.sync`, `tcgen05`: those that the main loop uses."""
+        return tuple(dict.fromkeys(count.tensor_class for count in self.tensor))
+
+    @property
+    def depth(self) -> int:
+        """Buffers of the tile of the main loop that has fewest; 1 where nothing is loaded ahead."""
+        return min((buffer.depth for buffer in self.tile_buffers), default=1)
+
+    @property
+    def tile_buffers(self) -> tuple[Buffer, ...]:
+        """The buffers of operands; those of indices and of numbers a row are no tiles."""
+        return tuple(buffer for buffer in self.buffers if len(buffer.tile) > 1)
+
+    @property
+    def wanted_depth(self) -> int:
+        """Buffers that `num_stages` asks for: as many; one less where mma.sync takes its operands through registers."""
+        stages = self.compiled.config.num_stages
+        return max(stages - 1, 1) if self.tensor_classes == ("mma.sync",) else stages
+
+
+def read(compiled: Compiled) -> Reading:
+    """Read one compiled configuration.
+
+    Raises:
+        ValueError: the listing or the TTGIR is written in a way not known here.
+    """
+    record = compiled.record
+    sass = read_sass(compiled.listing, record.kernel_name)
+    flow = read_flow(sass)
+    outside, loops = read_regions(sass, flow)
+    ttgir = read_ttgir(compiled.ttgir)
+    main = _main_loop(loops)
+    index = _same_loop(main, ttgir) if main else None
+    dots = tuple(dot for dot in ttgir.dots if main and dot.loop == index)
+    accesses = tuple(access for access in ttgir.accesses if main and access.loop == index)
+    arch = ARCHITECTURES[compiled.arch]
+    return Reading(
+        compiled=compiled,
+        occupancy=occupancy(
+            arch,
+            registers=record.registers,
+            shared_bytes=record.shared_bytes,
+            num_warps=record.num_warps,
+            tensor_memory_columns=record.tensor_memory_columns,
+        ),
+        outside=outside,
+        loops=tuple(loops),
+        main=main,
+        flop_per_trip=_flop(main, dots, record.num_warps) if main else 0,
+        half_rate_flop=sum(
+            dot.flop
+            for dot in dots
+            if dot.kind == "tcgen05" and (dot.instruction or (dot.m,))[0] < arch.half_rate_below_rows
+        ),
+        traffic=_traffic(main, dots, accesses, record.num_warps) if main else Traffic(0, 0, 0),
+        dots=dots,
+        buffers=tuple(
+            b for b in ttgir.buffers if main and b.loop == index and b.is_filled_by_copies and not b.is_barrier
+        ),
+        accesses=accesses,
+        coalescing=tuple(read_coalescing(compiled.ttgir, loop=index)) if main else (),
+        digest=digest(sass.instructions),
+        main_digest=digest(main.instructions) if main else None,
+        sass=sass,
+        flow=flow,
+    )
+
+
+def _main_loop(loops: Sequence[Region]) -> Region | None:
+    # A loop around another may hold dots too: those of the inner one's first trips, moved out of it.
+    around = {loop.parent for loop in loops if loop.num_tensor}
+    with_dots = [loop for loop in loops if loop.num_tensor and loop.loop not in around]
+    return min(with_dots, key=lambda loop: (-loop.num_tensor, loop.num_instructions), default=None)
+
+
+def _same_loop(main: Region, ttgir: Ttgir) -> int | None:
+    """The number of the TTGIR loop whose dots come from the same source lines; of several the one with most FLOP."""
+    lines = {line for count in main.tensor for line in count.lines}
+    flop: dict[int | None, int] = {}
+    for dot in ttgir.dots:
+        if own_line(dot.source) in lines or not lines:
+            flop[dot.loop] = flop.get(dot.loop, 0) + dot.flop
+    # A dot of the main loop may also stand before it, where its first trip was moved out of it.
+    inside = {loop: total for loop, total in flop.items() if loop is not None}
+    return max(inside, key=lambda loop: inside[loop], default=None)
+
+
+def _flop(main: Region, dots: Sequence[Dot], num_warps: int) -> int:
+    """FLOP of a trip as executed: of the instructions where they state their shape, else of Triton's dots."""
+    if any(op.tensor_class == "tcgen05" for op in main.tensor_ops):
+        return sum(dot.flop for dot in dots)
+    teams = {"mma.sync": num_warps, "wgmma": num_warps // WARPGROUP}
+    return sum(2 * op.m * op.n * op.k * teams[op.tensor_class] for op in main.tensor_ops)
+
+
+def _traffic(main: Region, dots: Sequence[Dot], accesses: Sequence[Access], num_warps: int) -> Traffic:
+    bulk = sum(access.bytes for access in accesses if access.kind == "tma")
+    groups = num_warps // WARPGROUP
+    operands = sum(
+        groups * _OPERAND_ROW_BYTES * (op.n + (op.m if op.a_source == "shared" else 0))
+        for op in main.tensor_ops
+        if op.tensor_class == "wgmma"
+    )
+    operands += sum(dot.shared_bytes for dot in dots if dot.kind == "tcgen05")
+    return Traffic(sum(access.bytes for access in accesses if access.direction == "load"), bulk, operands)
