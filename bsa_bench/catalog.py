@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, cast
 
+from bsa_bench.engines.forms import parse_forms
 from bsa_bench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,10 +37,14 @@ ENGINES: dict[str, str] = {
     "flex": "bsa_bench.engines.plan:FLEX",
     "gather": "bsa_bench.engines.plan:GATHER",
     "triton": "bsa_bench.engines.plan:TRITON",
+    "triton-tiled": "bsa_bench.engines.plan:TRITON_TILED",
 }
 
 #: Engines without block plans: they run `full` only. Kept beside the names, so that listing loads nothing.
 DENSE_ONLY = frozenset({"sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "flash-attn", "xformers"})
+
+#: Engines that take forms, see `bsa_bench.engines.forms`.
+FORMED = frozenset({"triton", "triton-tiled"})
 
 
 def method_names() -> list[str]:
@@ -53,7 +58,7 @@ def engine_names() -> list[str]:
 
 
 def implementations() -> list[str]:
-    """All `method@engine` pairs that exist; whether one runs here is another question."""
+    """All `method@engine` pairs that exist, without forms; whether one runs here is another question."""
     return [f"{m}@{e}" for m in method_names() for e in engine_names() if m == "full" or e not in DENSE_ONLY]
 
 
@@ -65,22 +70,45 @@ def check_implementations(names: Iterable[str]) -> None:
     """
     known = implementations()
     for name in names:
-        method, _, engine = name.partition("@")
-        if name in known:
+        plain, colon, forms = name.partition(":")
+        method, _, engine = plain.partition("@")
+        if plain in known and colon:
+            check_forms(engine, forms)
+        if plain in known:
             continue
         if method in method_names() and engine in engine_names():
             raise UsageError(
                 f"implementation {name!r}: {engine} takes no block mask, so it cannot run the plan of {method}; "
                 f"use one of {', '.join(f'{method}@{e}' for e in engine_names() if e not in DENSE_ONLY)}"
             )
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        near = difflib.get_close_matches(plain, known, n=1)
+        hint = f"did you mean {near[0] + colon + forms!r}? " if near else ""
         raise UsageError(f"implementation {name!r} does not exist; {hint}there are: {', '.join(known)}")
 
 
+def check_forms(engine: str, forms: str) -> None:
+    """Refuse forms that an engine does not have.
+
+    Raises:
+        UsageError: the engine has none, or as `parse_forms`.
+    """
+    if engine not in FORMED:
+        raise UsageError(f"engine {f'{engine}:{forms}'!r}: {engine} has no forms, only {' and '.join(sorted(FORMED))}")
+    parse_forms(forms, engine=f"{engine}:{forms}")
+
+
 def load_engine(name: str) -> Engine:
-    """Load an engine by name."""
-    return cast("Engine", _load(name, ENGINES, "bsa_bench.engines"))
+    """Load an engine by name, in its forms if the name has some.
+
+    Raises:
+        UsageError: there is no such engine or form.
+    """
+    base, colon, forms = name.partition(":")
+    engine = _load(base, ENGINES, "bsa_bench.engines")
+    if colon:
+        check_forms(base, forms)
+        engine = engine.in_forms(forms)
+    return cast("Engine", engine)
 
 
 def build_operator(case: Case, *, scale: float) -> Operator:

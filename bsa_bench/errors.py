@@ -41,6 +41,10 @@ class SuiteError(UsageError):
     """A suite file is wrong; the message names the file, the key, the value and what was expected."""
 
 
+class UnsupportedError(BenchError):
+    """An implementation cannot run a case; found only where the case's own sizes are known."""
+
+
 class InputError(UsageError):
     """An input (clip, tensor file) is missing or does not fit the workload."""
 

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, 
 from bsa_bench.workload import Triple, Workload, short_digest
 
 SCHEMA_VERSION = 1
+IMPLEMENTATION = r"[a-z0-9-]+@[a-z0-9-]+(:[a-z0-9-]+(\+[a-z0-9-]+)*)?"
+"""`method@engine`, or `method@engine:form+form`."""
 PassName = Literal["forward", "backward", "forward+backward"]
 PASSES: tuple[PassName, ...] = ("forward", "backward", "forward+backward")
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -98,7 +100,7 @@ class Case(Line):
 
     suite: str
     workload: Workload
-    implementation: Annotated[str, Field(pattern=r"^[a-z0-9-]+@[a-z0-9-]+$")]
+    implementation: Annotated[str, Field(pattern=f"^{IMPLEMENTATION}$")]
     passes: PassName
     options: BsaOptions | None = None
     variant: str | None = None
@@ -111,8 +113,13 @@ class Case(Line):
 
     @property
     def engine(self) -> str:
-        """Who computes it."""
+        """Who computes it, with its forms if it has some: `triton:quad`."""
         return self.implementation.partition("@")[2]
+
+    @property
+    def base_engine(self) -> str:
+        """The engine without its forms."""
+        return self.engine.partition(":")[0]
 
     @property
     def group(self) -> str:
@@ -193,7 +200,9 @@ class Work(Line):
     """Work counts of the pass. `nominal`: unmasked pairs. `executed`: what the engine's tiles compute.
 
     `sparsity_nominal` is what was asked for, 1 - query_keep * kv_density; `density_realised` comes from the plan in
-    use: pairs computed / all pairs. `ideal_speedup` is 1 / density_realised.
+    use: pairs computed / all pairs. `ideal_speedup` is 1 / density_realised. `list_length_*` are of a query block's own
+    KV blocks; `list_mean` and `list_max` of the lists that the engine walks, which groups of query blocks may share;
+    `union_efficiency` is the share of these groups' work that their members asked for: 1 where nothing is shared.
     """
 
     flops_executed: NonNegative | None = None
@@ -209,6 +218,9 @@ class Work(Line):
     list_length_min: NonNegativeInt | None = None
     list_length_mean: NonNegative | None = None
     list_length_max: NonNegativeInt | None = None
+    union_efficiency: Annotated[float, Field(gt=0, le=1)] | None = None
+    list_mean: NonNegative | None = None
+    list_max: NonNegativeInt | None = None
     num_dead_blocks: NonNegativeInt | None = None
     plan_digest: str | None = None
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from bsa_bench.errors import InputError
+from bsa_bench.errors import InputError, UnsupportedError
 from bsa_bench.result import Case, Correctness, Result, Status, Work
-from bsa_bench.run.estimate import VERIFIED_SCORES
+from bsa_bench.run.estimate import VERIFIED_SCORES, is_interpreted
 from bsa_bench.run.job import EventPipe, Job, die_with_parent, read_job
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _probe(request: dict[str, Any]) -> dict[str, Any]:
     questions = request["questions"].get(kind, [])
     answers = []
     for implementation, dtype, head_dim, backward in questions:
-        if kind == "cpu" and implementation.endswith("@triton"):
+        if kind == "cpu" and is_interpreted(implementation.partition("@")[2]):
             os.environ["TRITON_INTERPRET"] = "1"
         answers.append(
             unsupported(implementation, torch.device(kind), getattr(torch, dtype), head_dim, backward=backward)
@@ -117,7 +117,7 @@ class _GroupRun:
         self.started = time.monotonic()
         self.num_reported = 0
         _set_up_cpu(job.threads)
-        if job.device == "cpu" and job.cases[0].engine == "triton":
+        if job.device == "cpu" and is_interpreted(job.cases[0].engine):
             os.environ["TRITON_INTERPRET"] = "1"
         events.progress("starting")
         import torch
@@ -250,13 +250,16 @@ class _GroupRun:
 
         if plan is None or case.options is None:
             return dense_work(case.workload, case.passes, backward_factor=engine.backward_factor)
+        head_dim, dtype = case.workload.head_dim, getattr(self.torch, case.workload.dtype)
+        group_size = getattr(engine, "group_size", None)
         return plan_work(
             case.workload,
             plan,
             case.options,
             case.passes,
-            executed_forward=engine.executed_flop(plan, case.workload.head_dim),
+            executed_forward=engine.executed_flop(plan, head_dim),
             backward_factor=engine.backward_factor,
+            group_size=group_size(plan, head_dim, dtype) if group_size else 1,
         )
 
     def _resolved_backend(self, case: Case, operator: Operator, qkv: QKV) -> tuple[str | None, str | None]:
@@ -272,6 +275,8 @@ class _GroupRun:
         return backend, None
 
     def _failure(self, error: Exception) -> dict[str, Any]:
+        if isinstance(error, UnsupportedError):
+            return {"status": Status.UNSUPPORTED, "reason": str(error)}
         text = f"{type(error).__name__}: {error}".strip()
         if _is_out_of_memory(error, self.torch):
             return {"status": Status.OOM, "reason": text.splitlines()[0], "traceback": traceback.format_exc()}

@@ -62,11 +62,11 @@ def doctor(results: ResultsRoot = RESULTS, json_: Json = False) -> None:
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["all", "suites", "implementations", "models"], typer.Argument(help="What to list.")
+        Literal["all", "suites", "implementations", "forms", "models"], typer.Argument(help="What to list.")
     ] = "all",
     json_: Json = False,
 ) -> None:
-    """List suites, implementations and model presets."""
+    """List suites, implementations, forms of our kernels and model presets."""
     from bsa_bench.cli.commands import list_all
 
     list_all(what, as_json=json_)
@@ -163,6 +163,50 @@ def report(
     from bsa_bench.cli.commands import report as command
 
     command(run, results, out, as_json=json_)
+
+
+@app.command()
+def tune(
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Stop within this time (90s, 10m, 1h).")] = "10m",
+    arch: Annotated[
+        Literal["auto", "sm_80", "sm_90", "sm_100"], typer.Option(help="Entries to tune; auto: this GPU's.")
+    ] = "auto",
+    kernel: Annotated[
+        str, typer.Option(metavar="NAMES", help="Of attend, grad_kv, grad_q, grad_fused, with commas between.")
+    ] = "attend,grad_kv,grad_q,grad_fused",
+    head_dim: Annotated[str, typer.Option("--head-dim", metavar="SIZES", help="Head sizes.")] = "64,128",
+    kept_rows: Annotated[
+        str, typer.Option("--kept-rows", metavar="ROWS", help="Kept rows of a block of 64: 32 is half of the queries.")
+    ] = "32,64",
+    tokens: Annotated[str, typer.Option(metavar="LENGTHS", help="Lengths whose times are added up.")] = "23296,153600",
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the table goes.")] = Path("tiles.toml"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be measured, on any machine; measure nothing.")
+    ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="DIR", envvar="BSA_BENCH_CACHE", help="Where compiled code is kept."),
+    ] = None,
+) -> None:
+    """Measure the tiles of our kernels on this GPU and write a table of the fastest."""
+    from bsa_bench.cli.tune_command import TuneRequest
+    from bsa_bench.cli.tune_command import tune as command
+
+    raise typer.Exit(
+        command(
+            TuneRequest(
+                budget=budget,
+                arch=None if arch == "auto" else arch,
+                kernels=kernel,
+                head_dims=head_dim,
+                kept_rows=kept_rows,
+                tokens=tokens,
+                out=out,
+                dry_run=dry_run,
+                cache=cache,
+            )
+        )
+    )
 
 
 @app.command()

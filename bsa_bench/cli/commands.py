@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from bsa_bench.catalog import implementations
+from bsa_bench.catalog import FORMED, implementations
+from bsa_bench.engines.forms import FORMS
 from bsa_bench.errors import EXIT_NOTHING_MEASURED, EXIT_OK, InputError, StoreError, UsageError
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.probe import Probe, Question, probe
@@ -97,7 +98,7 @@ def _sample_clips() -> str | None:
     return None
 
 
-def list_all(what: Literal["all", "suites", "implementations", "models"], *, as_json: bool) -> None:
+def list_all(what: Literal["all", "suites", "implementations", "forms", "models"], *, as_json: bool) -> None:
     """List what there is, without asking whether it runs here (`doctor` does)."""
     from bsa_bench.suite import list_suites
 
@@ -107,6 +108,10 @@ def list_all(what: Literal["all", "suites", "implementations", "models"], *, as_
             for s in list_suites()
         ],
         "implementations": implementations(),
+        "forms": [
+            {"name": name, "engines": sorted(FORMED), "aspect": form.aspect, "meaning": form.meaning}
+            for name, form in FORMS.items()
+        ],
         "models": [
             {"name": name, "heads": p.heads, "head_dim": p.head_dim, "layers": p.layers, "source": p.source}
             for name, p in PRESETS.items()
@@ -121,6 +126,8 @@ def list_all(what: Literal["all", "suites", "implementations", "models"], *, as_
         print(f"suite  {suite['name']:12} {suite['title']} ({suite['cpu_cases']} cases on a CPU)")
     for name in content.get("implementations", []):
         print(f"implementation  {name}")
+    for form in content.get("forms", []):
+        print(f"form  {form['name']:14} {form['aspect']}: {form['meaning']} (of {' and '.join(form['engines'])})")
     for model in content.get("models", []):
         print(f"model  {model['name']:14} {model['heads']} heads x {model['head_dim']}  [{model['source']}]")
 

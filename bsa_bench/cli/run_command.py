@@ -78,6 +78,7 @@ def run_suite(request: RunRequest) -> int:
         threads=request.threads,
         case_limit_s=limit_s or suite.limits.time_limit_s,
         budget_s=budget_s or suite.limits.budget_s,
+        priority=suite.priority,
         allow_other_environment=request.allow_other_environment,
     )
     if request.dry_run:
@@ -162,6 +163,7 @@ def _dry_run(cases: list[Case], suite: Suite, settings: RunSettings, found: Prob
         profile=settings.profile,
         unavailable=found.unavailable,
         informative_first=settings.budget_s is not None,
+        priority=settings.priority,
     )
     total = sum(row.seconds for row in rows if row.runs)
     if as_json:

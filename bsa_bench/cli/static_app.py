@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from bsa_bench.errors import UsageError
+
 static_app = typer.Typer(
     help="See what a Triton kernel compiles to, and what that allows, without a GPU.",
     rich_markup_mode=None,
@@ -103,10 +105,22 @@ def static(
     json_: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
 ) -> None:
     """Compile kernels for GPUs that need not be here; report resources, loops, pipelines and ceilings."""
-    if context.invoked_subcommand is None:
+    if context.invoked_subcommand is not None:
+        _refuse_flags_before(context.invoked_subcommand, context)
+    else:
         from bsa_bench.cli.static_command import show
 
+        if json_ and form == "md":
+            raise UsageError("--json: got --format md beside it, expected one of them")
         raise typer.Exit(show(request, "json" if json_ else form))
+
+
+def _refuse_flags_before(verb: str, context: typer.Context) -> None:
+    """A flag before the verb is one of `static` itself, which the verb would not see."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"static: {parameter.opts[0]} stands before {verb}, expected after it")
 
 
 @static_app.command()

@@ -50,14 +50,15 @@ def show(request: Request, form: Literal["table", "md", "json"]) -> int:
     settings, devices = _settings(request), _devices(request)
     analyses = _analyses(request, settings, devices)
     content = document(analyses, settings, devices, design_figures())
-    if form == "json":
+    if form == "json":  # also where nothing compiled: it holds each failure with its log
         json.dump(content, sys.stdout, indent=1)
         sys.stdout.write("\n")
-    elif form == "md":
+    code = _exit_code(analyses)
+    if form == "md":
         sys.stdout.write(markdown(content))
-    else:
+    elif form == "table":
         print_tables(content, _console())
-    return _exit_code(analyses)
+    return code
 
 
 def explain_one(request: Request, name: str, *, with_sass: bool) -> int:
@@ -68,14 +69,14 @@ def explain_one(request: Request, name: str, *, with_sass: bool) -> int:
     """
     settings, devices = _settings(request), _devices(request)
     analyses = _analyses(replace(request, only=[name]), settings, devices)
-    console = _console()
+    console, code = _console(), _exit_code(analyses)
     for each in analyses:
         if isinstance(each, Failure):
             console.print(f"{each.config.name}, {each.arch}: {each.message}\n{each.log}", markup=False, highlight=False)
         else:
             explain(each, console, roots=settings.toolchain.first_paths, with_sass=with_sass)
             console.print()
-    return _exit_code(analyses)
+    return code
 
 
 def diff_two(request: Request, base: str, head: str, *, as_json: bool) -> int:
@@ -138,9 +139,11 @@ def _settings(request: Request) -> Settings:
 
 
 def _devices(request: Request) -> list[Device]:
-    for name in request.devices or []:
-        device_for(name)
-    return devices_for(_archs(request), request.devices or [])
+    archs = _archs(request)
+    for device in map(device_for, request.devices or []):
+        if device.arch not in archs:
+            raise UsageError(f"--device: {device.name} is {device.arch}, got --arch {', '.join(archs)}")
+    return devices_for(archs, request.devices or [])
 
 
 def _archs(request: Request) -> list[ArchName]:
@@ -155,9 +158,18 @@ def _archs(request: Request) -> list[ArchName]:
     return [name for name in ARCH_NAMES if not named or name in named]
 
 
-def _configs(request: Request, toolchain: Toolchain) -> list[KernelConfig]:
+def _jobs(request: Request, toolchain: Toolchain) -> list[tuple[KernelConfig, ArchName]]:
+    """What is compiled for which architecture; each has its own tiles."""
+    by_arch = _configs(request, toolchain)
+    unique = {config.name: config for configs in by_arch.values() for config in configs}
+    picked = {config.name for config in pick(list(unique.values()), request.only or [])}
+    return [(config, arch) for arch, configs in by_arch.items() for config in configs if config.name in picked]
+
+
+def _configs(request: Request, toolchain: Toolchain) -> dict[ArchName, list[KernelConfig]]:
+    archs = _archs(request)
     if request.config is not None:
-        return load_configs(request.config, kernel=request.kernel)
+        return dict.fromkeys(archs, load_configs(request.config, kernel=request.kernel))
     if request.kernel is not None:
         try:
             check_kernel(request.kernel)
@@ -165,12 +177,11 @@ def _configs(request: Request, toolchain: Toolchain) -> list[KernelConfig]:
             raise UsageError(f"--{error}") from error
         raise UsageError("--kernel: needs --config FILE.toml with the kernel's signature; docs/static.md shows one")
     shape = {"tokens": request.tokens, "heads": request.heads, "kv_density": request.kv_density}
-    return list_configs(request.kernel_set, shape, dtype=request.dtype, toolchain=toolchain)
+    return list_configs(request.kernel_set, shape, archs, dtype=request.dtype, toolchain=toolchain)
 
 
 def _analyses(request: Request, settings: Settings, devices: Sequence[Device]) -> list[Analysis | Failure]:
-    configs = pick(_configs(request, settings.toolchain), request.only or [])
-    jobs = [(config, arch) for arch in _archs(request) for config in configs]
+    jobs = _jobs(request, settings.toolchain)
     progress = Progress(
         TextColumn("compiling"),
         BarColumn(),
@@ -190,7 +201,12 @@ def _analyses(request: Request, settings: Settings, devices: Sequence[Device]) -
 
 
 def _measured(request: Request) -> list[Measured]:
-    """From the project's committed runs; there are none outside a checkout."""
+    """From the project's committed runs; there are none outside a checkout.
+
+    What ran were shipped tiles: nothing is known of candidates with the same constants.
+    """
+    if request.kernel_set != "shipped":
+        return []
     folder = request.results / "reference"
     return read_measured(path.parent for path in sorted(folder.glob("*/results.jsonl")))
 
@@ -199,9 +215,10 @@ def _exit_code(analyses: Sequence[Analysis | Failure]) -> int:
     """Where nothing compiled at all, the request itself was wrong."""
     failures = [each for each in analyses if isinstance(each, Failure)]
     if failures and len(failures) == len(analyses):
-        first = failures[0]
+        first, more = failures[0], len(failures) - 1
         log = f"\n{first.log}" if first.log else ""
-        raise UsageError(f"{first.config.name}, {first.arch}: {first.message}{log}")
+        others = f"\nand {more} more that do not compile; --json lists them" if more else ""
+        raise UsageError(f"{first.config.name}, {first.arch}: {first.message}{log}{others}")
     return EXIT_SOME_FAILED if failures else EXIT_OK
 
 

@@ -20,6 +20,11 @@ class Engine(Protocol):
         backward_factor: FLOP its backward executes over those of its forward (2.5: five products with recomputation).
         expected_ops: torch operators of which one must appear in a profiled call, or the backend fell back; empty
             where nothing can fall back.
+        is_fused: optional, False by default: it reads q, k and v where they are and fills the output, by
+            `prepare_tokens(plan, q)` and `attend_tokens(q, k, v, prepared, scale=...)` in place of `prepare` and
+            `attend`; `is_tiled` then says that they are tile-major.
+        group_size: optional, `group_size(plan, head_dim, dtype)`: query blocks that share a list; 1 without it.
+        in_forms: optional, `in_forms(text)`: the engine in the forms that stand behind a colon in its name.
     """
 
     name: str

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bsa_bench.engines.forms import Extent, Form, parse_forms
 from bsa_kernels import BlockGrid, full_plan
-from bsa_kernels.engines import get_engine
+from bsa_kernels.block_sparse.tile_table import padded
+from bsa_kernels.engines import get_engine, triton
 
 if TYPE_CHECKING:
     from bsa_kernels import BlockPlan
+    from bsa_kernels.block_sparse.tables import KernelTables
+    from bsa_kernels.block_sparse.tile_table import Tiles
 
 #: Blocks of the plan of everything, on which a plan engine computes dense attention.
 _DENSE_BLOCK = 64
@@ -63,6 +67,72 @@ class PlanEngine:
         return get_engine(self.name).executed_flop(plan, head_dim)
 
 
+@dataclass(frozen=True)
+class Fused(PlanEngine):
+    """Our kernels, which read q, k and v where they are and fill the output; `is_tiled`: from tile-major order.
+
+    `forms` are what it changes in each call.
+    """
+
+    is_fused: bool = True
+    is_tiled: bool = False
+    forms: tuple[Form, ...] = ()
+
+    def in_forms(self, text: str) -> Fused:
+        """The same in some forms, as `quad` or `fused+pack`.
+
+        Raises:
+            UsageError: as `parse_forms`.
+        """
+        name = f"{self.name}:{text}"
+        return replace(self, name=name, forms=parse_forms(text, engine=name))
+
+    def version(self) -> str:
+        """Triton, which compiles them."""
+        return f"triton {version('triton')}"
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:
+        """What the engine itself says."""
+        return triton.unsupported(device, dtype, head_dim, backward=backward)
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """Dense attention by the plan of everything, in natural order."""
+        b, h, length, _ = q.shape
+        plan = full_plan(b, h, BlockGrid((1, 1, length), (1, 1, _DENSE_BLOCK)), device=q.device)
+        return triton.attend_tokens(q, k, v, self._tables(plan, q, is_tiled=False), scale=scale)
+
+    def prepare_tokens(self, plan: BlockPlan, q: Tensor) -> Any:
+        """Lists and tables for q, k and v like q."""
+        return self._tables(plan, q, is_tiled=self.is_tiled)
+
+    def attend_tokens(self, q: Tensor, k: Tensor, v: Tensor, prepared: Any, *, scale: float) -> Tensor:
+        """The filled output, like q."""
+        return triton.attend_tokens(q, k, v, prepared, scale=scale)
+
+    def executed_flop(self, plan: BlockPlan, head_dim: int) -> float:
+        """What the tiles compute, unions included."""
+        return triton.executed_flop(plan, head_dim, self._tiles(plan, head_dim, torch.bfloat16))
+
+    def group_size(self, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> int:
+        """Query blocks that share a list."""
+        return self._tiles(plan, head_dim, dtype).attend.group
+
+    def _tiles(self, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> Tiles:
+        tiles = triton.choose_tiles(plan, head_dim=head_dim, dtype=dtype)
+        for form in self.forms:
+            if form.change_tiles:
+                tiles = form.change_tiles(tiles, Extent(padded(plan.shape[3]), head_dim))
+        return tiles
+
+    def _tables(self, plan: BlockPlan, q: Tensor, *, is_tiled: bool) -> KernelTables:
+        tiles = self._tiles(plan, q.shape[-1], q.dtype)
+        tables = triton.prepare(plan, head_dim=q.shape[-1], dtype=q.dtype, is_tiled=is_tiled, tiles=tiles)
+        for form in self.forms:
+            if form.change_tables:
+                tables = form.change_tables(tables)
+        return tables
+
+
 class Flex(PlanEngine):
     """FlexAttention; dense without any mask on a GPU, and with a mask of everything on a CPU, where that is faster."""
 
@@ -78,9 +148,6 @@ class Flex(PlanEngine):
 
 GATHER = PlanEngine("gather", 3.5, "torch")
 FLEX = Flex("flex", 3.5, "torch")
-TRITON = PlanEngine(
-    "triton",
-    3.5,
-    "triton",
-    untimed_on_cpu="Triton ran in its interpreter, which verifies on a CPU and tells no speed; time it on a GPU.",
-)
+_INTERPRETED = "Triton ran in its interpreter, which verifies on a CPU and tells no speed; time it on a GPU."
+TRITON = Fused("triton", 3.5, "triton", untimed_on_cpu=_INTERPRETED)
+TRITON_TILED = Fused("triton-tiled", 3.5, "triton", untimed_on_cpu=_INTERPRETED, is_tiled=True)

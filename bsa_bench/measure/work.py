@@ -39,8 +39,21 @@ def plan_work(
     *,
     executed_forward: float,
     backward_factor: float,
+    group_size: int = 1,
 ) -> Work:
-    """Work of a plan; `executed_forward` is what the engine's tiles compute in a forward."""
+    """Work of a plan (synchronises).
+
+    Args:
+        workload, plan, options, which: what is attended, and in which pass.
+        executed_forward: FLOP that the engine's tiles compute in a forward.
+        backward_factor: what its backward executes over that.
+        group_size: query blocks that share a list in it.
+    """
+    from bsa_kernels.block_sparse.lists import groups_of, list_lengths, union_efficiency
+    from bsa_kernels.engines.triton import union_counts
+
+    lists = list_lengths(union_counts(plan, group_size))
+    members = groups_of(plan.q_grid, group_size, device=plan.device)
     counts = plan.kv_counts.double()
     listed = plan.block_mask.double() @ plan.kv_grid.real_counts(plan.device).double()  # real keys a row sees
     pairs = float((listed * plan.num_kept).sum())
@@ -64,6 +77,9 @@ def plan_work(
         list_length_min=int(counts.min()),
         list_length_mean=float(counts.mean()),
         list_length_max=int(counts.max()),
+        union_efficiency=float(union_efficiency(plan.block_bits, members)),
+        list_mean=float(lists.mean),
+        list_max=int(lists.longest),
         num_dead_blocks=int((plan.inverse[0] == 0).sum()),
         plan_digest=plan.digest(),
     )

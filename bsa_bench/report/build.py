@@ -33,7 +33,9 @@ NOTES = """\
 - **Peak memory above inputs**: in an untimed pass of its own. "-" is unknown or not measured, never zero.
 - **Error / budget**: relative L2 error against the oracle of the very same mask, and what the number format itself
   costs. **Error against dense** is what the method changes. **Mass kept** is the mean share of the dense attention mass
-  of a computed query row that its plan kept."""
+  of a computed query row that its plan kept.
+- **Lists that are walked**: KV blocks of a list. Query blocks that share one walk the union of what they asked for;
+  **union efficiency** is the share of that work that they did ask for, 100% where nothing is shared."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ def _case_lines(rows: Sequence[Row], labels: Labels) -> list[str]:
         lines += (
             ["", "**Fidelity** (of each implementation the pass that errs most)", "", *fidelity] if fidelity else []
         )
+        walked = tables.list_lines([row for group in passes for row in group], labels)
+        lines += ["", "**Lists that are walked**", "", *walked] if walked else []
     return lines
 
 

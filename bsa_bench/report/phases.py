@@ -23,6 +23,7 @@ COLOURS = {
     "plan": style.PURPLE,
     "attend": style.BLUE,
     "fill": style.GREEN,
+    "restore": style.VERMILLION,
 }
 
 

@@ -127,6 +127,19 @@ def fidelity_table(rows: Sequence[Row], labels: Labels) -> list[str]:
     return table(head, body, words=2) if body else []
 
 
+def list_lines(rows: Sequence[Row], labels: Labels) -> list[str]:
+    """The lists that each sparse implementation walks at one workload, a line for each."""
+    found: dict[str, str] = {}
+    for row in rows:
+        work = row.result.work
+        if work is None or work.list_mean is None or work.list_max is None:
+            continue
+        text = f"`{labels.of(row.result.case)}`: {three_digits(work.list_mean)} KV blocks in the mean, at most "
+        text += f"{work.list_max:,}; union efficiency {percent(work.union_efficiency)}"
+        found.setdefault(labels.of(row.result.case), f"- {text}")
+    return list(found.values())
+
+
 def phase_table(rows: Sequence[Row], labels: Labels) -> list[str]:
     """Medians of the phases of each sparse row."""
     timed = [row for row in rows if row.is_correct and not row.is_dense and row.phases]

@@ -30,6 +30,7 @@ class EngineCost:
         tensors_forward, tensors_backward: how many more tensors of the size of q, in fp32 where that is larger.
         compile_s: what the first call costs more.
         gathered: bytes of gathered blocks alive at once, at most; the engine works in pieces of this size.
+        is_interpreted: on a CPU it runs in Triton's interpreter, for verification only.
     """
 
     cpu_rate: float
@@ -40,8 +41,10 @@ class EngineCost:
     tensors_backward: int = 3
     compile_s: float = 0.0
     gathered: int = 0
+    is_interpreted: bool = False
 
 
+_OURS = EngineCost(0.001, 0.4, tensors_forward=2, tensors_backward=5, compile_s=10.0, is_interpreted=True)
 ENGINE_COST: dict[str, EngineCost] = {
     "reference": EngineCost(0.3, 0.2, scores_forward=3, scores_backward=5),
     "sdpa-math": EngineCost(0.4, 0.2, scores_forward=3, scores_backward=5),
@@ -52,8 +55,8 @@ ENGINE_COST: dict[str, EngineCost] = {
     "xformers": EngineCost(0.7, 0.6),
     "flex": EngineCost(0.7, 0.6, tensors_forward=2, tensors_backward=5, compile_s=8.0),
     "gather": EngineCost(0.5, 0.2, tensors_forward=3, tensors_backward=6, gathered=256 << 20),
-    # On a CPU Triton runs in its interpreter, for verification only.
-    "triton": EngineCost(0.001, 0.4, tensors_forward=2, tensors_backward=5, compile_s=10.0),
+    "triton": _OURS,
+    "triton-tiled": _OURS,
 }
 OTHER_ENGINE = EngineCost(0.5, 0.4, tensors_forward=2, tensors_backward=5, compile_s=10.0)
 """An engine of a third party."""
@@ -144,7 +147,7 @@ def predict(case: Case, device: DeviceModel, profile: Profile = "quick") -> Esti
     call_s = _call_s(case, device)
     caches = cost.caches if device.kind == "cuda" else 1
     phases_s = cost.min_samples * call_s if case.options else 0.0
-    verified_only = case.engine == "triton" and device.kind == "cpu"
+    verified_only = spent.is_interpreted and device.kind == "cpu"
     measuring_s = max(cost.warmup_s, 2 * call_s) + caches * max(cost.sample_s, cost.min_samples * call_s) + 2 * call_s
     return Estimate(
         flop=_attend_flop(case) + _select_flop(case),
@@ -175,7 +178,12 @@ def group_seconds(cases: Sequence[Case], device: DeviceModel, profile: Profile =
 
 def engine_cost(case: Case) -> EngineCost:
     """Look the engine of a case up in the table."""
-    return ENGINE_COST.get(case.engine, OTHER_ENGINE)
+    return ENGINE_COST.get(case.base_engine, OTHER_ENGINE)
+
+
+def is_interpreted(engine: str) -> bool:
+    """Whether an engine, forms or not, runs in Triton's interpreter on a CPU."""
+    return ENGINE_COST.get(engine.partition(":")[0], OTHER_ENGINE).is_interpreted
 
 
 def available_memory_bytes() -> int:

@@ -17,7 +17,7 @@ from bsa_bench.errors import (
 from bsa_bench.result import Case, Environment, Result, Status
 from bsa_bench.run.estimate import Pace, group_seconds, predict
 from bsa_bench.run.job import Job, ProgressEvent, ResultEvent
-from bsa_bench.run.order import group_cases, memory_reason, most_informative_first
+from bsa_bench.run.order import budget_order, group_cases, memory_reason
 from bsa_bench.run.progress import Progress
 from bsa_bench.run.record import Recorder
 from bsa_bench.run.resume import already_done
@@ -116,7 +116,7 @@ class _Scheduler:
         too_big = {case.case_hash: why for case in cases if (why := memory_reason(case, device)) is not None}
         self._ahead = group_cases([case for case in cases if case.case_hash not in too_big])
         if self._settings.budget_s is not None:
-            self._ahead = most_informative_first(self._ahead, device, profile)
+            self._ahead = budget_order(self._ahead, device, profile, self._settings.priority)
         self._progress.start(num_cases=len(cases) + num_done, num_done=num_done, left_s=self._left_s())
         for case in cases:
             if case.case_hash in too_big:
@@ -145,7 +145,7 @@ class _Scheduler:
             if not pending:
                 if not is_second:
                     predicted_s = group_seconds(group, self._settings.device, self._settings.profile)
-                    self._pace.observe(group[0].engine, predicted_s=predicted_s, observed_s=wall_s)
+                    self._pace.observe(group[0].base_engine, predicted_s=predicted_s, observed_s=wall_s)
                 return
             if ending.cause == "stopped":
                 self._left[pending[0].case_hash] = f"{self.signals.name or 'the end of the budget'} stopped it"
@@ -216,7 +216,7 @@ class _Scheduler:
 
     def _group_s(self, group: Sequence[Case]) -> float:
         predicted_s = group_seconds(group, self._settings.device, self._settings.profile)
-        return self._pace.scaled(group[0].engine, predicted_s)
+        return self._pace.scaled(group[0].base_engine, predicted_s)
 
 
 def _exit_code(counts: Counter[Status], *, interrupted: bool) -> int:

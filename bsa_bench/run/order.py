@@ -42,6 +42,7 @@ def plan_run(
     profile: Profile = "quick",
     unavailable: Callable[[Case], str | None] = lambda _: None,
     informative_first: bool = False,
+    priority: Sequence[str] = (),
 ) -> list[PlannedCase]:
     """List the cases in the order in which they would run, with predictions; nothing is run.
 
@@ -50,11 +51,12 @@ def plan_run(
         device: the device, whose memory decides what fits.
         profile: how long each case is measured.
         unavailable: the reason why an implementation cannot run a case here, or None.
-        informative_first: the order that `--budget` uses, see `most_informative_first`.
+        informative_first: the order that `--budget` uses, see `budget_order`.
+        priority: see there.
     """
     groups = group_cases(cases)
     if informative_first:
-        groups = most_informative_first(groups, device, profile)
+        groups = budget_order(groups, device, profile, priority)
     rows: list[PlannedCase] = []
     for group in groups:
         reasons = [unavailable(case) or memory_reason(case, device) for case in group]
@@ -84,6 +86,15 @@ def group_cases(cases: Sequence[Case]) -> list[list[Case]]:
     for case in cases:
         groups.setdefault(case.group, {}).setdefault(case.case_hash, case)
     return [list(group.values()) for group in groups.values()]
+
+
+def budget_order(
+    groups: Sequence[list[Case]], device: DeviceModel, profile: Profile, priority: Sequence[str]
+) -> list[list[Case]]:
+    """Order groups for a run that may stop early: by `priority`, implementations, or else as tells most."""
+    if not priority:
+        return most_informative_first(groups, device, profile)
+    return sorted(groups, key=lambda group: priority.index(group[0].implementation))
 
 
 def most_informative_first(

@@ -23,6 +23,7 @@ class RunSettings:
         threads: of a CPU worker; null leaves the choice to the worker.
         case_limit_s: the time limit of a case; that of the first one in a worker includes the worker's start.
         budget_s: the time for the whole run; given, the most informative groups come first.
+        priority: implementations; given too, their groups come in this order instead.
         allow_other_environment: resume although the run was measured elsewhere or otherwise.
         worker_command: starts a worker; an argument so that the scheduler is tested without torch.
     """
@@ -35,6 +36,7 @@ class RunSettings:
     threads: int | None = None
     case_limit_s: float = 600.0
     budget_s: float | None = None
+    priority: tuple[str, ...] = ()
     allow_other_environment: bool = False
     worker_command: tuple[str, ...] = WORKER_COMMAND
 

@@ -10,7 +10,7 @@ from typing import Literal
 from bsa_bench.static.classify import LANES, TensorClass
 from bsa_bench.static.config import ArchName
 
-TypeClass = Literal["16-bit", "8-bit", "tf32"]
+TypeClass = Literal["16-bit", "8-bit", "tf32", "64-bit"]
 SUB_PARTITIONS = 4
 """An SM has four, each with a quarter of the registers; a warp lives in one."""
 

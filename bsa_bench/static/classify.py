@@ -117,8 +117,10 @@ class TensorOp:
 
 
 def kind_of(each: Instruction) -> Kind:
-    """Name what an instruction is for."""
+    """Name what an instruction is for; padding that never acts is `other`."""
     name = each.name
+    if each.is_never:
+        return "other"
     if name in _TENSOR:
         return "tensor"
     if name == "MUFU":
@@ -139,6 +141,8 @@ def pipe_of(each: Instruction) -> Pipe:
     kind = kind_of(each)
     if kind == "tensor":
         return "tensor"
+    if each.is_never:
+        return "other"
     if each.name == "MUFU" or each.name in {"I2F", "F2I", "F2F", "FRND", "POPC", "FLO", "BREV"}:
         return "mufu"
     if each.name in _FMA_PIPE:
@@ -163,7 +167,7 @@ def pipe_of(each: Instruction) -> Pipe:
 
 
 _SHAPES = {"16816": (16, 8, 16), "1688": (16, 8, 8), "16832": (16, 8, 32), "884": (8, 8, 4), "1684": (16, 8, 4)}
-_MMA = re.compile(r"^[A-Z]+MMA\.(?:SP\.)?(\d+)(?:x(\d+)x(\d+))?\.([\w.]+)")
+_MMA = re.compile(r"^[A-Z]+MMA\.(?:SP\.)?(\d+)(?:x(\d+)x(\d+))?(?:\.([\w.]+))?$")
 
 
 def tensor_op_of(each: Instruction) -> TensorOp:
@@ -188,18 +192,20 @@ def tensor_op_of(each: Instruction) -> TensorOp:
             f"tensor instruction: expected a shape such as HMMA.16816 or HGMMA.64x64x16, got {each.opcode}"
         )
     from_shared = tensor_class == "wgmma" and each.operands.count(",") and "gdesc" in each.operands.split(",")[1]
-    return TensorOp(tensor_class, m, n, k, found[4], "shared" if from_shared else "registers")  # type: ignore[arg-type]
+    types = "F64" if each.name == "DMMA" else found[4] or ""
+    return TensorOp(tensor_class, m, n, k, types, "shared" if from_shared else "registers")  # type: ignore[arg-type]
 
 
-_WIDTH = re.compile(r"\.(U8|S8|U16|S16|32|64|128|256)(?=\.|$)")
+_WIDTH = re.compile(r"\.(?:[USF]|BF)?(8|16|32|64|128|256)(?:(?:x|_V)(\d))?(?=\.|$)")
 
 
 def bytes_per_lane(each: Instruction) -> int:
-    """Bytes that each lane of a warp moves: 4 unless the opcode says otherwise (`LDG.E.128`: 16)."""
+    """Bytes that each lane of a warp moves: 4 unless the opcode says otherwise (`LDG.E.128`, `RED.E.ADD.F32x4`: 16)."""
     if each.name in {"LDSM", "STSM"}:  # each matrix is 8 x 8 numbers of two bytes, four bytes a lane
         matrices = re.search(r"\.([124])$", each.opcode)
         return 4 * int(matrices[1]) if matrices else 4
     found = _WIDTH.findall(each.opcode)
     if not found:
         return 4
-    return int(re.sub(r"\D", "", found[-1])) // 8
+    bits, numbers = found[-1]
+    return int(bits) * int(numbers or 1) // 8

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,11 @@ LIMIT_S = 300.0
 _WORKER = Path(__file__).with_name("compile_worker.py")
 """A file, not a module: another revision's package, put first, may have none."""
 _LOG_BYTES = 4000
+_COMPILER_SETTING = re.compile(
+    r"TRITON_|(DISABLE_(LLVM_OPT|PTXAS_OPT|MMA_V\d)|PTXAS_OPTIONS|USE_IR_LOC|LLVM_PASS_PLUGIN_PATH"
+    r"|ALLOW_LHS_TMEM_LAYOUT_CONVERSION)$"
+)
+"""Environment variables by which Triton compiles to something else."""
 
 KernelSet = Literal["shipped", "candidates"]
 FailureKind = Literal["no kernel", "signature", "compiler", "crash", "time limit", "unread"]
@@ -46,7 +52,7 @@ class Toolchain:
 
     def environment(self) -> dict[str, str]:
         """The worker's environment: none of Triton's own settings but those set here, so that results compare."""
-        env = {key: value for key, value in os.environ.items() if not key.startswith("TRITON_")}
+        env = {key: value for key, value in os.environ.items() if not _COMPILER_SETTING.match(key)}
         # The default of floating-point fusion changes in Triton 3.10; each compilation states it; no warning.
         env["TRITON_DEFAULT_FP_FUSION"] = "1"
         roots = [*self.first_paths, Path(bsa_bench.__file__).parents[1]]
@@ -135,19 +141,20 @@ def default_cache() -> Path:
 
 
 def list_configs(
-    kernel_set: KernelSet, shape: dict[str, Any], *, dtype: str, toolchain: Toolchain
-) -> list[KernelConfig]:
-    """Ask the toolchain's sources for the configurations that they declare.
+    kernel_set: KernelSet, shape: dict[str, Any], archs: Sequence[ArchName], *, dtype: str, toolchain: Toolchain
+) -> dict[ArchName, list[KernelConfig]]:
+    """Ask the toolchain's sources for the configurations that they declare, by architecture.
 
     Raises:
         UsageError: these sources declare none (an older revision).
     """
     with _Worker(toolchain) as worker:
-        answer = worker.ask({"action": "list", "set": kernel_set, "shape": shape, "dtype": dtype})
+        answer = worker.ask({"action": "list", "set": kernel_set, "shape": shape, "dtype": dtype, "archs": list(archs)})
     if "error" in answer:
         error = answer["error"]
         raise UsageError("\n".join(filter(None, (f"{toolchain.label}: {error['message']}", error["log"]))))
-    return [KernelConfig.model_validate(config) for config in answer["configs"]]
+    found: dict[ArchName, list[dict[str, Any]]] = answer["configs"]
+    return {arch: [KernelConfig.model_validate(config) for config in configs] for arch, configs in found.items()}
 
 
 def compile_all(
@@ -220,6 +227,8 @@ class _Worker:
         self._toolchain = toolchain
         self._process: subprocess.Popen[str] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+        # Triton's own cache: what it keeps is of no use, but it cannot do without.
+        self._scratch = tempfile.TemporaryDirectory(prefix="bsa-bench-triton-", ignore_cleanup_errors=True)
         self._is_over = False
 
     def __enter__(self) -> Self:
@@ -230,12 +239,13 @@ class _Worker:
     ) -> None:
         self.kill()
         self._log.close()
+        self._scratch.cleanup()
 
     def kill(self) -> None:
         """End the process; nothing is started after this."""
         self._is_over = True
         if self._process is not None:
-            self._process.kill()
+            _end(self._process)
             self._process.wait()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -246,11 +256,11 @@ class _Worker:
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        is_late = threading.Event()
+        is_late, log_start = threading.Event(), os.fstat(self._log.fileno()).st_size
 
         def end() -> None:
             is_late.set()
-            process.kill()
+            _end(process)
 
         timer = threading.Timer(LIMIT_S, end)
         timer.start()
@@ -269,13 +279,13 @@ class _Worker:
         kind, message = "crash", f"the compiler's process ended with {_exit_text(code)}"
         if is_late.is_set():
             kind, message = "time limit", f"the compiler took more than {LIMIT_S:.0f} s"
-        return {"error": {"kind": kind, "message": message, "log": self._tail()}}
+        return {"error": {"kind": kind, "message": message, "log": self._tail(log_start)}}
 
     def _start(self) -> None:
         assert not self._is_over
         self._process = subprocess.Popen(
             [self._toolchain.python, "-P", str(_WORKER)],
-            env=self._toolchain.environment(),
+            env=self._toolchain.environment() | {"TRITON_CACHE_DIR": self._scratch.name},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -283,9 +293,15 @@ class _Worker:
             start_new_session=True,  # Ctrl-C is for the parent, which ends its workers
         )
 
-    def _tail(self) -> str:
-        self._log.seek(0)
+    def _tail(self, start: int) -> str:
+        self._log.seek(start)
         return self._log.read().decode(errors="replace")[-_LOG_BYTES:].strip()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill a worker with the assembler that it may have started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _exit_text(code: int) -> str:

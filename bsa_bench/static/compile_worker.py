@@ -1,5 +1,7 @@
 """The process that compiles: reads one request a line from stdin, writes one JSON answer a line to stdout.
 
+Its stderr is a file of the parent's, so that what a compiler wrote before it crashed is not lost.
+
 A process of its own, because a process whose kernels run in Triton's interpreter cannot compile them, because another
 revision or another Triton is another set of imports, and because the compiler may abort. It needs of this package
 nothing but this file's imports, so that it also runs with an older Triton put before the installed one.
@@ -8,9 +10,11 @@ nothing but this file's imports, so that it also runs with an older Triton put b
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -20,7 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -46,26 +50,25 @@ def main() -> None:
     """Answer requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what imported modules print must not break the protocol
-    with tempfile.TemporaryDirectory(prefix="bsa-bench-triton-") as scratch:
-        os.environ["TRITON_CACHE_DIR"] = scratch
-        for line in sys.stdin:
-            request = json.loads(line)
-            answer = _answer(request)
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = _answer(request)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"list": _list, "compile": _compile}
-    with _captured_stderr() as log:
-        try:
-            return actions[request["action"]](request)
-        except RequestError as error:
-            return {"error": {"kind": error.kind, "message": str(error), "log": ""}}
-        except Exception as error:  # noqa: BLE001  the one boundary: a compiler may raise anything, which is its answer
-            message = _words(error)
-            trace = "".join(traceback.format_exception(error))
-            return {"error": {"kind": "compiler", "message": message, "log": log() or trace[-_LOG_BYTES:]}}
+    start = os.fstat(2).st_size
+    try:
+        return actions[request["action"]](request)
+    except RequestError as error:
+        return {"error": {"kind": error.kind, "message": str(error), "log": ""}}
+    except Exception as error:  # noqa: BLE001  the one boundary: a compiler may raise anything, which is its answer
+        # Triton's own errors point at the kernel's line; of others the trace tells more.
+        points_at_line = type(error).__module__ == "triton.compiler.errors"
+        trace = "" if points_at_line else "".join(traceback.format_exception(error))[-_LOG_BYTES:]
+        return {"error": {"kind": "compiler", "message": _words(error), "log": _written_since(start) or trace}}
 
 
 def _words(error: BaseException) -> str:
@@ -77,36 +80,27 @@ def _words(error: BaseException) -> str:
     return words if str(cause) in words else f"{words}\n{type(cause).__name__}: {cause}"
 
 
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[Callable[[], str]]:
-    """Keep what the compiler's C++ parts write to the process's stderr; it is copied there in the end."""
+def _written_since(start: int) -> str:
+    """The end of what was written to stderr, a file, from there on; the compiler's C++ parts write to it too."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-
-        def read() -> str:
-            sys.stderr.flush()
-            file.seek(0)
-            return file.read().decode(errors="replace")[-_LOG_BYTES:].strip()
-
-        try:
-            yield read
-        finally:
-            text = read()
-            os.dup2(kept, 2)
-            os.close(kept)
-            sys.stderr.write(text)
+    end = os.fstat(2).st_size
+    start = max(start, end - _LOG_BYTES)
+    return os.pread(2, end - start, start).decode(errors="replace").strip()
 
 
 def _list(request: dict[str, Any]) -> dict[str, Any]:
-    """The configurations that the project's kernels declare, for a shape."""
+    """The configurations that the project's kernels declare for a shape, by architecture."""
     try:
         module = importlib.import_module("bsa_kernels.block_sparse.configurations")
     except ImportError as error:
         raise RequestError("no kernel", f"these sources declare no configurations: {error}") from error
-    configs = getattr(module, request["set"])(module.Shape(**request["shape"]), dtype=request["dtype"])
-    return {"configs": [asdict(config) for config in configs]}
+    declare, shape = getattr(module, request["set"]), module.Shape(**request["shape"])
+    # Before tiles were chosen by architecture, there was one list for all.
+    by_arch = "arch" in inspect.signature(declare).parameters
+    configs = {
+        arch: declare(shape, dtype=request["dtype"], **({"arch": arch} if by_arch else {})) for arch in request["archs"]
+    }
+    return {"configs": {arch: [asdict(config) for config in found] for arch, found in configs.items()}}
 
 
 def _compile(request: dict[str, Any]) -> dict[str, Any]:
@@ -131,6 +125,7 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
         "options": options,
         "capability": capability,
         "line_info": request["line_info"],
+        "fixed_addresses": fix_addresses(),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     folder = Path(request["cache"]) / key[:2] / key
@@ -149,6 +144,16 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
 def is_complete(folder: Path) -> bool:
     """Whether a cache entry has all its files."""
     return all((folder / name).is_file() for name in FILES)
+
+
+def fix_addresses() -> bool:
+    """Have the memory of later children at the same addresses each time; False where the system refuses.
+
+    ptxas 12.9, that of Triton 3.6 for sm_100, gives one or another order of instructions for the same PTX without this.
+    """
+    libc, current, no_randomization = ctypes.CDLL(None), 0xFFFFFFFF, 0x0040000
+    persona = libc.personality(current)
+    return persona != -1 and libc.personality(persona | no_randomization) != -1
 
 
 def _function(kernel: str) -> Any:
@@ -204,6 +209,8 @@ def _arguments(function: Any, config: dict[str, Any]) -> tuple[dict[str, str], d
         raise RequestError(
             "signature", f"{where}: no argument {unknown[0]!r}; there are {', '.join(function.arg_names)}"
         )
+    if doubled := [name for name in given if name in constants]:
+        raise RequestError("signature", f"{where}: {doubled[0]!r} has a type and a value, expected one of them")
     for parameter in function.params:
         name = parameter.name
         if name in given and parameter.is_constexpr:
@@ -248,11 +255,13 @@ def _build(
 ) -> dict[str, str]:
     """Compile and disassemble. The one place that knows how Triton 3.6 to 3.9 are asked to compile ahead of time."""
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     # Read by the compiler when it compiles, not when it is imported.
     os.environ["TRITON_DISABLE_LINE_INFO"] = "0" if has_line_info else "1"
+    knobs.runtime.add_stages_inspection_hook = _mend_stages
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     start = time.perf_counter()
@@ -276,7 +285,7 @@ def _build(
         "cubin_bytes": len(compiled.asm["cubin"]),
         "compile_s": round(compile_s, 3),
     }
-    listing = re.sub(r'(?<=File ")[^"]+', lambda found: _shortened(found[0]), listing)
+    listing = re.sub(r'(?:(?<=File ")|(?<=inlined at "))[^"]+', lambda found: _shortened(found[0]), listing)
     ttgir = re.sub(r'(?<=loc\(")/[^"]+(?=")', lambda found: _shortened(found[0]), compiled.asm["ttgir"])
     return {
         "kernel.sass": listing,
@@ -284,6 +293,25 @@ def _build(
         "kernel.ptx": compiled.asm["ptx"],
         "record.json": json.dumps(record),
     }
+
+
+def _mend_stages(*stages_call: Any) -> tuple[str, str] | None:
+    """Put `mend_lines` after the stage that makes PTX; without arguments Triton asks what to add to its cache key."""
+    if not stages_call:
+        return "", ""
+    stages = stages_call[1]
+    make = stages["ptx"]
+    stages["ptx"] = lambda source, metadata: mend_lines(make(source, metadata))
+    return None
+
+
+def mend_lines(ptx: str) -> str:
+    """Leave each block of inline assembly, which Triton's plain loads are, on the line that it begins on.
+
+    LLVM counts a line on from each of its statements to the next (Triton 3.9).
+    """
+    block = re.compile(r"^\t// begin inline asm$.*?^\t// end inline asm$", re.MULTILINE | re.DOTALL)
+    return block.sub(lambda found: re.sub(r"(?m)^\t\.loc\t.*\n", "", found[0]), ptx)
 
 
 def _run(*command: str | Path) -> str:

@@ -26,7 +26,7 @@ class _Model(BaseModel):
 
 def _power_of_two(value: int) -> int:
     if value & (value - 1):
-        raise ValueError("must be a power of two")
+        raise ValueError(f"got {value}, expected a power of two")
     return value
 
 
@@ -91,7 +91,7 @@ class _Entry(_Model):
 
 
 class _File(_Entry):
-    axes: dict[str, list[Constant]] = {}
+    axes: dict[str, Annotated[list[Constant], Field(min_length=1)]] = {}
     config: list[_Entry] = []
 
 

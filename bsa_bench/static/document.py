@@ -38,6 +38,7 @@ def document(
         "devices": {device.name: asdict(device) for device in devices},
         "assumptions": list(ASSUMPTIONS),
         "left_out": list(LEFT_OUT),
+        "design_figures_source": figures.source,
         "configurations": [_configuration(each, figures) for each in done],
         "failures": [
             {"name": f.config.name, "arch": f.arch, "kind": f.kind, "message": f.message, "log": f.log}

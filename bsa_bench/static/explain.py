@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bsa_bench.static.analyse import Analysis
 from bsa_bench.static.classify import Kind, kind_of, pipe_of
 from bsa_bench.static.model import Ceiling
-from bsa_bench.static.regions import Region, own_line
+from bsa_bench.static.regions import LineCount, Region, own_line
 from bsa_bench.static.sass import Instruction, SourceLine
 from bsa_bench.units import three_digits
 
@@ -57,7 +59,7 @@ def explain(analysis: Analysis, console: Console, *, roots: Sequence[Path] = (),
         with_sass: also each instruction of the main loop, under its source line.
     """
     reading, record = analysis.reading, analysis.reading.compiled.record
-    console.print(f"[bold]{analysis.name}[/bold], {reading.sass.target}, Triton {record.triton}", highlight=False)
+    console.print(Text(analysis.name, "bold") + Text(f", {reading.sass.target}, Triton {record.triton}", "not bold"))
     console.print(
         f"{record.registers} registers, {record.stack_bytes} bytes of stack, {record.shared_bytes / 1024:.1f} KiB of "
         f"shared memory, {record.num_warps} warps: {reading.occupancy.ctas} CTAs on an SM "
@@ -71,60 +73,78 @@ def explain(analysis: Analysis, console: Console, *, roots: Sequence[Path] = (),
         console.print("no loop with matrix products, so nothing more to say about a main loop")
         return
     for ceiling in analysis.ceilings:
-        console.print(_resources(ceiling))
+        _print_resources(ceiling, console)
     if analysis.no_ceiling:
-        console.print(f"no ceiling: {analysis.no_ceiling}", markup=False)
+        console.print(f"no ceiling: {analysis.no_ceiling}", markup=False, highlight=False)
     limit = analysis.ceilings[0].limited_by if analysis.ceilings else None
     own_folder = Path(reading.compiled.config.kernel.rpartition(":")[0]).parent
     source = _Source([*roots, own_folder])
-    console.print(_by_line(main, limit, source, width=console.width))
-    if with_sass:
-        for line in _sass(main, limit, source):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _resources(ceiling: Ceiling) -> Table:
-    title = (
-        f"{ceiling.device}: at most {three_digits(ceiling.overlapped_flop_per_s / 1e12)} TFLOP/s, set by "
-        f"{ceiling.limited_by}; {three_digits(ceiling.in_order_flop_per_s / 1e12)} if products and the rest take turns"
+    lines = itertools.chain(
+        _by_line(main, limit, source, width=console.width), _sass(main, limit, source) if with_sass else ()
     )
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_resources(ceiling: Ceiling, console: Console) -> None:
+    console.print(
+        f"{ceiling.device}: at most {three_digits(ceiling.overlapped_flop_per_s / 1e12)} TFLOP/s, set by "
+        f"{ceiling.limited_by}; {three_digits(ceiling.in_order_flop_per_s / 1e12)} if products and the rest take turns",
+        highlight=False,
+    )
+    table = Table(header_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("resource")
-    table.add_column("clocks a trip", justify="right")
-    table.add_column("of the slowest", justify="right")
+    table.add_column("clocks\na trip", justify="right")
+    table.add_column("of the\nslowest", justify="right")
     table.add_column("for")
     for resource in ceiling.resources:
         share = resource.clocks / ceiling.overlapped_clocks
         table.add_row(resource.name, f"{resource.clocks:.0f}", f"{share:.0%}", resource.detail)
-    return table
+    console.print(table, "")
 
 
-def _by_line(main: Region, limit: str | None, source: _Source, *, width: int) -> Table:
-    marked = f"; * uses {limit}" if limit else ""
-    title = f"main loop, one trip of a warp{marked}"
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _by_line(main: Region, limit: str | None, source: _Source, *, width: int) -> Iterator[str]:
+    """A table by hand, file by file: the numbers as narrow as they are, what is left for the source."""
     shown = {name: kinds for name, kinds in _COLUMNS.items() if any(main.count(kind) for kind in kinds)}
-    places = [str(each.line or "?") for each in main.lines]
-    for name in ("line", "all", *shown):
-        table.add_column(name, justify="right", no_wrap=True)
-    # The source gets what the numbers leave.
-    room = width - max(map(len, places)) - sum(max(len(name), 3) + 1 for name in shown) - 12
-    if room >= _LEAST_SOURCE:
-        table.add_column("source", overflow="ellipsis", no_wrap=True, max_width=room)
     uses = _USERS[limit] if limit else (lambda _: False)
     users = {own_line(each.source) for each in main.instructions if uses(each)}
-    for each, place in zip(main.lines, places, strict=True):
-        cells = (sum(each.mix.get(kind, 0) for kind in kinds) for kinds in shown.values())
-        mark = "* " if each.line in users else ""
-        counts = [str(cell) if cell else "" for cell in cells]
-        text = [source.text(each.line)] if room >= _LEAST_SOURCE else []
-        table.add_row(mark + place, str(each.count), *counts, *text)
-    return table
+    table = [["  line", "all", *shown]]
+    for each in main.lines:
+        counts = [sum(each.mix.get(kind, 0) for kind in kinds) for kinds in shown.values()]
+        place = str(each.line.line) if each.line else "?"
+        mark = "*" if each.line in users else " "
+        table.append([f"{mark}{place:>5}", str(each.count), *(str(count or "") for count in counts)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    gap = 2 if sum(widths) + 2 * len(widths) + _LEAST_SOURCE <= width else 1
+    room = width - sum(widths) - gap * len(widths)
+    texts = ["source", *(source.text(each.line) for each in main.lines)]
+    rows = [
+        (" " * gap).join([*(c.rjust(w) for c, w in zip(cells, widths, strict=True)), _cut(text, room)]).rstrip()
+        for cells, text in zip(table, texts, strict=True)
+    ]
+    yield f"main loop, one trip of a warp{f'; * uses {limit}' if limit else ''}"
+    yield rows[0]
+    yield "─" * max(map(len, rows))
+    # Lines of one file stand together, so that its name needs no column.
+    for file, group in itertools.groupby(zip(main.lines, rows[1:], strict=True), key=lambda pair: _file(pair[0])):
+        yield file
+        yield from (row for _, row in group)
+
+
+def _file(each: LineCount) -> str:
+    return each.line.file if each.line else "no line info"
+
+
+def _cut(text: str, room: int) -> str:
+    if room < _LEAST_SOURCE:
+        return ""
+    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 def _sass(main: Region, limit: str | None, source: _Source) -> Iterator[str]:
     uses = _USERS[limit] if limit else (lambda _: False)
     last: SourceLine | None = None
+    yield ""
     for number, each in enumerate(main.instructions):
         line = own_line(each.source)
         if line != last or number == 0:

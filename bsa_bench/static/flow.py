@@ -108,28 +108,36 @@ def _is_jump(each: Instruction) -> bool:
 def _is_conditional(each: Instruction) -> bool:
     guarded = each.guard not in {None, "PT", "UPT"}
     before_target = each.operands.split("`(")[0]
-    return guarded or (each.name in _BRANCHES and any(word in before_target for word in ("P", "UR")))
+    return guarded or (each.name in _BRANCHES - _INDIRECT and any(word in before_target for word in ("P", "UR")))
 
 
-def _returns(sass: Sass, target: int | None) -> bool:
-    """Whether a call comes back: ptxas writes some jumps out of a loop as `CALL.REL.NOINC` to a label."""
-    seen: set[int] = set()
-    todo = [target] if target is not None else []
+def _returns(sass: Sass, target: int | None, within: frozenset[int] = frozenset()) -> bool:
+    """Whether a call comes back: ptxas writes some jumps out of a loop as `CALL.REL.NOINC` to a label.
+
+    The return of a function that is called on the way is not ours; `within` are the targets already being judged.
+    """
     if target is None:
         return True  # code of another section: a function
+    within |= {target}
+    seen: set[int] = set()
+    todo = [target]
     while todo:
         index = todo.pop()
         while index < len(sass.instructions) and index not in seen:
             seen.add(index)
             each = sass.instructions[index]
+            index += 1
             if each.name == "RET":
                 return True
-            jump = sass.labels.get(each.target or "") if _is_jump(each) and each.name not in _ENDS else None
-            if jump is not None:
+            if not _is_jump(each):
+                continue
+            jump = sass.labels.get(each.target or "")
+            if each.name == "CALL" and jump not in within and _returns(sass, jump, within):
+                continue
+            if each.name not in _ENDS and jump is not None:
                 todo.append(jump)
-            if _is_jump(each) and not _is_conditional(each):
+            if not _is_conditional(each):
                 break
-            index += 1
     return False
 
 

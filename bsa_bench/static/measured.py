@@ -14,7 +14,9 @@ from bsa_bench.store.derive import Row, derive
 from bsa_bench.store.reader import read_run
 
 ENGINE = "triton"
+_DENSE_BLOCK = 64
 _FORMATS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_KERNELS = {"forward": {"attend_kernel"}, "backward": {"grad_q_kernel", "grad_kv_kernel"}}
 _PHASES = {"forward": "attend", "backward": "attend_backward"}
 
 
@@ -32,18 +34,27 @@ class Measured:
     passes: str
     dtype: str
     head_dim: int
+    block_rows: int
+    block_keys: int
     kept_rows: int
+    has_padding: bool
     seconds: float
     flop_per_s: float
 
     def is_of(self, config: KernelConfig) -> bool:
-        """Whether a configuration is a kernel of this pass with this head size, format and number of kept rows."""
-        is_forward = config.kernel.endswith(":forward_kernel")
-        constants = config.constexprs
+        """Whether a configuration is one of our kernels of this pass with this head size, format and these blocks."""
+        given = config.constexprs
+        sizes = {"D": self.head_dim, "K": self.kept_rows, "MK": self.block_keys}
+        # Not every kernel is compiled for these.
+        others = {"MQ": self.block_rows, "HAS_PARTIAL": self.has_padding, "FUSED": False}
+        if "FUSED" in given:
+            del others["HAS_PARTIAL"]  # the split form is one kernel for both
         return (
-            is_forward == (self.passes == "forward")
-            and (constants.get("D"), constants.get("K")) == (self.head_dim, self.kept_rows)
-            and config.signature.get("q_ptr") == f"*{self.dtype}"
+            config.kernel.startswith("bsa_kernels.")
+            and config.kernel.rpartition(":")[2] in _KERNELS[self.passes]
+            and all(given.get(name) == size for name, size in sizes.items())
+            and all(given.get(name, value) == value for name, value in others.items())
+            and config.signature.get("k_ptr") == f"*{self.dtype}"
         )
 
 
@@ -56,10 +67,12 @@ def device_of(device_name: str) -> str | None:
 
 
 def read_measured(folders: Iterable[Path]) -> list[Measured]:
-    """Collect correct results of the Triton engine on known GPUs from runs."""
+    """Collect correct results of the Triton engine on known GPUs from runs of a commit, not of edited sources."""
     found = []
     for folder in folders:
         run = read_run(folder)
+        if any(line.environment.git_dirty for line in run.run_lines):
+            continue
         devices = {line.environment.hash: line.environment.device_name for line in run.run_lines}
         for row in derive(run.latest()):
             made = _measured(row, run.run_id, devices.get(row.result.env_hash, ""))
@@ -76,7 +89,10 @@ def _measured(row: Row, run_id: str, device_name: str) -> Measured | None:
     work, options = result.work, case.options
     if work is None or work.flops_executed is None or case.workload.dtype not in _FORMATS:
         return None
-    block_rows = math.prod(options.query_block or options.block) if options else 64
+    sides = options.block if options else (1, 1, _DENSE_BLOCK)
+    block_keys = math.prod(sides)
+    block_rows = math.prod(options.query_block or options.block) if options else _DENSE_BLOCK
+    query_keep = work.query_keep_realised or (options.query_keep if options else 1.0)
     seconds = row.phases[phase]
     return Measured(
         run=run_id,
@@ -86,7 +102,10 @@ def _measured(row: Row, run_id: str, device_name: str) -> Measured | None:
         passes=case.passes,
         dtype=_FORMATS[case.workload.dtype],
         head_dim=case.workload.head_dim,
-        kept_rows=round((work.query_keep_realised or 1.0) * block_rows),
+        block_rows=block_rows,
+        block_keys=block_keys,
+        kept_rows=round(query_keep * block_rows),
+        has_padding=any(n % side for n, side in zip(case.workload.token_grid, sides, strict=True)),
         seconds=seconds,
         flop_per_s=work.flops_executed / seconds,
     )

@@ -193,6 +193,8 @@ def _tensor_clocks(loop: Region, flop_per_trip: int, arch: Architecture) -> floa
 def _type_class(op: TensorOp) -> TypeClass:
     if "TF32" in op.types:
         return "tf32"
+    if "F64" in op.types:
+        return "64-bit"
     if any(narrow in op.types for narrow in ("E4M3", "E5M2", "S8", "U8")) or op.k >= 32:
         return "8-bit"
     return "16-bit"

@@ -155,8 +155,9 @@ def _same_loop(main: Region, ttgir: Ttgir) -> int | None:
     for dot in ttgir.dots:
         if own_line(dot.source) in lines or not lines:
             flop[dot.loop] = flop.get(dot.loop, 0) + dot.flop
-    # A dot of the main loop may also stand before it, where its first trip was moved out of it.
-    inside = {loop: total for loop, total in flop.items() if loop is not None}
+    # A dot of the main loop may also stand before it or in a loop around it, where its first trip was moved out of it.
+    around = {ttgir.loops[loop].parent for loop in flop if loop is not None}
+    inside = {loop: total for loop, total in flop.items() if loop is not None and loop not in around}
     return max(inside, key=lambda loop: inside[loop], default=None)
 
 

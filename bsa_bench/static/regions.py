@@ -172,7 +172,8 @@ def _is_wait(sass: Sass, flow: Flow, loop: Loop) -> bool:
     """A loop that only asks a barrier again and again: a few instructions, one of which is the question."""
     instructions = _of_blocks(sass, flow, loop.blocks)
     asks = any("TRYWAIT" in each.opcode or each.name in {"DEPBAR", "NANOSLEEP"} for each in instructions)
-    return asks and len(instructions) <= 12
+    works = any(kind_of(each) in {*_MOVES, "tensor", "fp32"} for each in instructions)
+    return asks and not works and len(instructions) <= 12
 
 
 def _tensor_counts(instructions: Sequence[Instruction]) -> tuple[TensorCount, ...]:

@@ -15,7 +15,8 @@ _INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[T\d]+)\s+)?([A-
 _LABEL = re.compile(r"(\.L_[\w.$]+|\$[\w.$]+):\s*$")
 _SECTION = re.compile(r"\s*\.section\s+\.text\.([^,\s]+),")
 _LINE = re.compile(r'//## File "([^"]*)", line (\d+)( inlined at )?')
-_TARGET = re.compile(r"\s*\.target\s+(\S+)")
+# Listings for sm_80 have no `.target`, only `.headerflags @"... EF_CUDA_SM80 ..."`.
+_TARGET = re.compile(r"\s*(?:\.target\s+sm_|\.headerflags\s.*?\bEF_CUDA_SM)(\w+)")
 _REFERENCE = re.compile(r"`\(([^)]+)\)")
 
 
@@ -49,6 +50,11 @@ class Instruction:
         """The opcode without modifiers."""
         return self.opcode.partition(".")[0]
 
+    @property
+    def is_never(self) -> bool:
+        """Whether its guard is constantly false, as in the `@!PT LDS RZ, [RZ]` that ptxas pads copies with."""
+        return self.guard in {"!PT", "!UPT"}
+
     @cached_property
     def target(self) -> str | None:
         """The label that it refers to."""
@@ -76,7 +82,7 @@ def read_sass(listing: str, kernel: str) -> Sass:
     Raises:
         ValueError: the listing has no such kernel, or no instruction in it.
     """
-    target = next((m[1] for line in listing.splitlines() if (m := _TARGET.match(line))), "")
+    target = next((f"sm_{m[1]}" for line in listing.splitlines() if (m := _TARGET.match(line))), "")
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     sections = []
@@ -87,7 +93,6 @@ def read_sass(listing: str, kernel: str) -> Sass:
         if section := _SECTION.match(line):
             sections.append(section[1])
             inside = section[1] == kernel
-            source = []
         elif not inside:
             continue
         elif found := _INSTRUCTION.match(line):
@@ -106,8 +111,10 @@ def read_sass(listing: str, kernel: str) -> Sass:
     return Sass(kernel, target, tuple(instructions), labels)
 
 
-_REGISTER = re.compile(r"\b(UR|UP|R|P|B|SB)(\d+)\b")
-_IMMEDIATE_TARGET = re.compile(r"`\([^)]*\)|\b0x[0-9a-f]+(?=\s*$)")
+# After a dot it is a part of a register (`R0.B1`: its second byte).
+_REGISTER = re.compile(r"(?<!\.)\b(UR|UP|R|P|B|SB)(\d+)\b")
+# A computed jump lists where it may go: `BRX R4 -0x100 (*"BRANCH_TARGETS .L_x_2,.L_x_3"*)`.
+_IMMEDIATE_TARGET = re.compile(r"`\([^)]*\)|-?\b0x[0-9a-f]+\s*(?:\(\*.*\*\))?\s*$")
 
 
 def normalised(instructions: Sequence[Instruction]) -> Iterator[str]:

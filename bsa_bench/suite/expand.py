@@ -80,7 +80,8 @@ def expand(layer: Layer, *, suite: str, device_kind: DeviceKind, source: str) ->
                     dropped[Dropped(what, f"the same options as variant {first.name!r}")] = None
     cases = []
     for workload in sorted(offers, key=lambda w: w.num_tokens):
-        for name in implementations:
+        offered = {who for who, _ in offers[workload]}
+        for name in (name for name in implementations if name in offered or name not in sparse):
             for passes in part.passes or PASSES:
                 if over := _over_limit(part.limit, name, passes, workload):
                     dropped[over] = None

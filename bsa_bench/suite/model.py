@@ -73,6 +73,11 @@ class Suite:
         """Every implementation it asks for, in its order."""
         return tuple(dict.fromkeys(self.layer.part.implementations or ()))
 
+    @property
+    def priority(self) -> tuple[str, ...]:
+        """Implementations in the order in which a budget is spent on them; none: on what tells most, whoever it is."""
+        return self.implementations if self.layer.part.order == "listed" else ()
+
     def cases(self) -> list[Case]:
         """What to measure, in order: by tokens, then implementation, then options, then pass."""
         return list(self._expansion.cases)

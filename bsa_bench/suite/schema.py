@@ -7,6 +7,7 @@
     passes = ["forward", "backward", "forward+backward"]            # default: all three
     time_limit_s = 600                    # of one case
     budget_s = 540                        # of the whole run; none by default
+    order = "informative"                 # or "listed": what comes first under a budget
 
     [workload]     # model, (frames, height, width) or grid or tokens, vae, patch, batch, heads, head_dim, dtype
     [input]        # kind, clip, path, seed
@@ -95,6 +96,7 @@ class Part(_Table):
     profile: Literal["quick", "report"] | None = None
     time_limit_s: PositiveFloat | None = None
     budget_s: PositiveFloat | None = None
+    order: Literal["informative", "listed"] | None = None
     implementations: Annotated[tuple[ImplementationName, ...], Field(min_length=1)] | None = None
     passes: Annotated[tuple[PassName, ...], Field(min_length=1)] | None = None
     variant: tuple[Variant, ...] | None = None

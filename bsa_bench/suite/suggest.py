@@ -9,6 +9,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from bsa_bench.result import IMPLEMENTATION
+
 _EXPECTED = {
     "int_type": "an integer",
     "float_type": "a number",
@@ -24,8 +26,9 @@ _EXPECTED = {
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'quick'?` for the nearest of `choices`, or nothing."""
-    close = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    by_lower = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def join_path(*parts: str | int) -> str:
@@ -79,7 +82,7 @@ def _mistakes(error: ValidationError, model: type[BaseModel], prefix: str) -> It
 def bad_implementation(name: str) -> str:
     """Say what an implementation's name looks like, with the likely one where a separator went wrong."""
     guess = re.sub(r"[^a-z0-9-]+|-", "@", name.strip().lower(), count=1)
-    hint = f"; did you mean {guess!r}?" if re.fullmatch(r"[a-z0-9-]+@[a-z0-9-]+", guess) else ""
+    hint = f"; did you mean {guess!r}?" if re.fullmatch(IMPLEMENTATION, guess) else ""
     return f"got {name!r}, expected method@engine such as bsa@gather{hint}"
 
 

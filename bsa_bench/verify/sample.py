@@ -55,11 +55,11 @@ def head_rows(plan: BlockPlan | None, sample: RowSample, batch: int, head: int) 
         return HeadRows(sample.tokens, None, torch.arange(len(sample.tokens), device=sample.tokens.device))
     device = plan.device
     token_of_slot = plan.q_grid.token_of_slot(device)[sample.blocks]  # [S, M]
-    kept = plan.kept_slots[batch, head, sample.blocks]  # [S, K]
+    kept = plan.kept_slots[batch, head, sample.blocks].long()  # [S, K]
     is_kept = kept >= 0
     rows = token_of_slot.gather(1, kept.clamp(min=0))[is_kept]
     position = is_kept.flatten().cumsum(0).view_as(kept) - 1  # row number of each kept entry
-    fill = plan.fill[batch, head, sample.blocks]
+    fill = plan.fill[batch, head, sample.blocks].long()
     source = torch.where(fill >= 0, position.gather(1, fill.clamp(min=0)), -1)[token_of_slot >= 0]
     block_of_key = plan.kv_grid.slot_of_token(device) // plan.kv_grid.block_size
     sees = plan.block_mask[batch, head, sample.blocks][:, block_of_key]  # [S, L]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from bsa_kernels.bsa import stages
 from bsa_kernels.bsa.options import BsaOptions, Fill, KvRule, QueryRule
-from bsa_kernels.engines import auto_engine, get_engine
+from bsa_kernels.engines import FUSED, auto_engine, get_engine
+from bsa_kernels.grid import BlockGrid
 from bsa_kernels.plan import BlockPlan
 
 
@@ -79,6 +81,7 @@ def bsa_attention(
     fill: Fill = "nearest",
     scale: float | None = None,
     engine: str = "auto",
+    tiled: bool = False,
 ) -> Tensor:
     """Attend bidirectionally sparse: few queries of each block, few KV blocks each, the rest filled by copies.
 
@@ -89,6 +92,11 @@ def bsa_attention(
         q, k, v: [B, H, L, D] in natural (t, h, w) token order, one floating dtype, one device.
         engine: `auto` (`triton` on CUDA, `gather` elsewhere), `triton`, `gather`, `flex`, or `reference`, the oracle.
             The engine asked for runs, or the call raises: nothing falls back.
+        tiled: q, k, v and the result are tile-major [B, H, N*M, D], see `tile_permute`; padding is not read, and zero
+            in the result.
+
+    Under `torch.compile` and `torch.export` the engine `triton` is two opaque operators; under autocast q, k and v are
+    converted first; `torch.use_deterministic_algorithms` makes its backward add in a fixed order.
 
     The other arguments are those of `make_bsa_plan`.
 
@@ -108,10 +116,17 @@ def bsa_attention(
         kv_rule=kv_rule,
         fill=fill,
     )
-    stages.check_qkv(q, k, v, options.grid)
-    tiles = stages.permute(q, k, v, options)
-    plan = stages.build_plan(stages.select(tiles.q, tiles.k, options, scale=scale), options)
-    return _attend(tiles, plan, scale, engine)
+    q, k, v = _autocast(q, k, v)
+    name = _engine_for(q, k, v, engine)
+    stages.check_qkv(q, k, v, options.grid, slots=_num_slots(options) if tiled else None)
+    if name in FUSED:
+        return _fused(q, k, v, options, scale=scale, tiled=tiled)
+    q_grid, kv_grid = stages.grids(options)
+    if not tiled:
+        q, k, v = q_grid.permute(q), kv_grid.permute(k), kv_grid.permute(v)
+    plan = stages.build_plan(stages.select(q, k, options, scale=scale), options)
+    o = _attend(stages.Tiles(q, k, v), plan, scale, name)
+    return q_grid.permute(o) if tiled else o
 
 
 def block_sparse_attention(
@@ -122,26 +137,101 @@ def block_sparse_attention(
     Raises:
         ValueError: q, k, v do not fit the plan.
     """
+    q, k, v = _autocast(q, k, v)
+    name = _engine_for(q, k, v, engine)
     stages.check_qkv(q, k, v, plan.q_grid.grid)
     if plan.shape[:2] != q.shape[:2] or plan.device != q.device:
         raise ValueError(
             f"plan: expected (B, H) = {tuple(q.shape[:2])} on {q.device}, got {plan.shape[:2]} on {plan.device}"
         )
+    if name in FUSED:
+        from bsa_kernels.engines import triton
+
+        tables = triton.prepare(plan, head_dim=q.shape[-1], dtype=q.dtype)
+        return triton.attend_tokens(q, k, v, tables, scale=stages.default_scale(q, scale))
     tiles = stages.Tiles(plan.q_grid.permute(q), plan.kv_grid.permute(k), plan.kv_grid.permute(v))
-    return _attend(tiles, plan, scale, engine)
+    return _attend(tiles, plan, scale, name)
+
+
+def tile_permute(x: Tensor, *, grid: Sequence[int], block: Sequence[int] = (4, 4, 4)) -> Tensor:
+    """Bring [B, H, L, D] into tile-major order [B, H, N*M, D], for `bsa_attention(..., tiled=True)`. Differentiable.
+
+    Blocks stand one after another, in each its real tokens first, zeros where the block does not divide the grid. Once
+    for a model's forward, not once a call.
+
+    Raises:
+        ValueError: a wrong argument, or `x` has not T*H*W tokens.
+    """
+    return BlockGrid(_triple("grid", grid), _triple("block", block)).permute(x)
+
+
+def tile_restore(x: Tensor, *, grid: Sequence[int], block: Sequence[int] = (4, 4, 4)) -> Tensor:
+    """The inverse of `tile_permute`. Differentiable."""
+    return BlockGrid(_triple("grid", grid), _triple("block", block)).restore(x)
+
+
+def _engine_for(q: Tensor, k: Tensor, v: Tensor, engine: str) -> str:
+    """The name of the engine that runs this, or ValueError with its reason."""
+    name = auto_engine(q.device) if engine == "auto" else engine
+    backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    reason = _unsupported(name, q.device, q.dtype, q.shape[-1], backward)
+    if reason:
+        raise ValueError(f"engine {name!r}: {reason}")
+    return name
+
+
+@torch.compiler.assume_constant_result
+def _unsupported(name: str, device: torch.device, dtype: torch.dtype, head_dim: int, backward: bool) -> str | None:
+    """What the engine says; asked once where a compiler traces, for the answer does not change."""
+    return get_engine(name).unsupported(device, dtype, head_dim, backward=backward)
 
 
 def _attend(tiles: stages.Tiles, plan: BlockPlan, scale: float | None, engine: str) -> Tensor:
-    q = tiles.q
-    name = auto_engine(q.device) if engine == "auto" else engine
-    runner = get_engine(name)
-    backward = torch.is_grad_enabled() and any(x.requires_grad for x in (tiles.q, tiles.k, tiles.v))
-    reason = runner.unsupported(q.device, q.dtype, q.shape[-1], backward=backward)
-    if reason:
-        raise ValueError(f"engine {name!r}: {reason}")
+    runner = get_engine(engine)
+    factor = stages.default_scale(tiles.q, scale)
+    return plan.fill_output(runner.attend(tiles.q, tiles.k, tiles.v, plan, runner.prepare(plan), scale=factor))
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, options: BsaOptions, *, scale: float | None, tiled: bool) -> Tensor:
+    """Two operators: tables of a plan, and attention by them. Nothing else, so that a compiler sees through it."""
+    from bsa_kernels.block_sparse import ops
+    from bsa_kernels.block_sparse.tables import encode_shape
+
+    q_grid, kv_grid = stages.grids(options)
+    numbers = encode_shape(
+        q_grid,
+        kv_grid,
+        is_tiled=tiled,
+        fills=not (options.query_keep == 1 and q_grid.is_even),
+        expected_list=math.ceil(options.kv_density * kv_grid.num_blocks),
+    )
     factor = stages.default_scale(q, scale)
-    o_kept = runner.attend(tiles.q, tiles.k, tiles.v, plan, runner.prepare(plan), scale=factor)
-    return plan.fill_output(o_kept)
+    choices = (options.query_keep, options.kv_density, options.query_rule, options.kv_rule, options.fill)
+    tensors = ops.make_tables(q.detach(), k.detach(), numbers, *choices, factor)
+    return ops.attend(q, k, v, tensors, numbers, scale=factor)
+
+
+def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast, q, k and v in its format, as torch's own attention has it."""
+    kind = q.device.type
+    if not torch.is_autocast_enabled(kind) or not q.is_floating_point() or q.dtype == torch.float64:
+        return q, k, v
+    dtype = torch.get_autocast_dtype(kind)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def _num_slots(options: BsaOptions) -> int:
+    """Slots of tile-major q, k and v.
+
+    Raises:
+        ValueError: query and KV blocks put tokens in different orders.
+    """
+    q_grid, kv_grid = stages.grids(options)
+    if q_grid.block != kv_grid.block:
+        raise ValueError(
+            f"tiled: expected one block for queries and keys, got query_block {q_grid.block} and block {kv_grid.block}"
+        )
+    return q_grid.num_slots
 
 
 def _options(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bsa_kernels.bits import count_bits, lists_of_mask, pack_bits, unpack_bits
 from bsa_kernels.grid import BlockGrid, take_rows
 
 if TYPE_CHECKING:
@@ -25,12 +26,13 @@ class BlockPlan:
 
     Think of three tables, one entry for each (batch, head, query block):
 
-    * *Which rows.* `kept_slots` [B, H, Nq, K] int64 lists the slots of the block whose query row is computed,
+    * *Which rows.* `kept_slots` [B, H, Nq, K] int32 lists the slots of the block whose query row is computed,
       ascending; the first `num_kept` [B, H, Nq] int32 entries are real and the rest -1.
-    * *Which keys.* `kv_counts` [B, H, Nq] int32 and `kv_indices` [B, H, Nq, Nk] int32 list the KV blocks that the rows
-      see, ascending; entries past the count are valid block numbers that mean nothing. A row attends to all real tokens
-      of the listed blocks. This is FlexAttention's `BlockMask` vocabulary; `inverse` gives the transposed lists.
-    * *Which fill.* `fill` [B, H, Nq, Mq] int64 says for each slot the entry of `kept_slots` whose output it takes (for
+    * *Which keys.* `block_bits` [B, H, Nq, ceil(Nk/32)] int32 is the block mask, a bit a KV block, as `pack_bits` has
+      it: the rows attend to all real tokens of the KV blocks whose bit is set. `block_mask`, `kv_counts` with
+      `kv_indices`, and `inverse` derive the mask and its lists on first use; these are up to 32 times as large (a head
+      of 1,000,000 tokens in blocks of 64: 31 MB of bits, 244 MB of mask, 977 MB of lists).
+    * *Which fill.* `fill` [B, H, Nq, Mq] int32 says for each slot the entry of `kept_slots` whose output it takes (for
       a kept row: its own), or -1 for zero.
 
     Queries live in the slots of `q_grid`, keys and values in those of `kv_grid`; the two may have different blocks.
@@ -44,15 +46,46 @@ class BlockPlan:
     kept_slots: Tensor
     num_kept: Tensor
     fill: Tensor
-    kv_counts: Tensor
-    kv_indices: Tensor
+    block_bits: Tensor
     has_zero_fill: bool = False
     keeps_every_row: bool = False
+
+    @classmethod
+    def from_mask(
+        cls,
+        q_grid: BlockGrid,
+        kv_grid: BlockGrid,
+        block_mask: Tensor,
+        *,
+        kept_slots: Tensor | None = None,
+        fill: Tensor | None = None,
+        has_zero_fill: bool = False,
+    ) -> BlockPlan:
+        """Make a plan of a block mask [B, H, Nq, Nk] bool, which keeps every row unless it is told which and the fill.
+
+        Raises:
+            ValueError: one of `kept_slots` and `fill` without the other.
+        """
+        if (kept_slots is None) != (fill is None):
+            raise ValueError("from_mask: expected kept_slots and fill together, or neither, got one of them")
+        keeps_all = kept_slots is None
+        if kept_slots is None or fill is None:
+            kept_slots = fill = _every_row(q_grid, block_mask.device).expand(*block_mask.shape[:2], -1, -1)
+        return cls(
+            q_grid=q_grid,
+            kv_grid=kv_grid,
+            kept_slots=kept_slots.to(torch.int32),
+            num_kept=(kept_slots >= 0).sum(-1, dtype=torch.int32),
+            fill=fill.to(torch.int32),
+            block_bits=pack_bits(block_mask),
+            has_zero_fill=has_zero_fill,
+            keeps_every_row=keeps_all and q_grid.is_even,
+        )
 
     @property
     def device(self) -> torch.device:
         """Where the tables are."""
-        return self.kv_counts.device
+        return self.block_bits.device
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -70,16 +103,15 @@ class BlockPlan:
         nk, mq = self.kv_grid.num_blocks, self.q_grid.block_size
         if self.q_grid.grid != self.kv_grid.grid or nq != self.q_grid.num_blocks:
             raise ValueError(f"plan: grids {self.q_grid} and {self.kv_grid} do not fit {nq} query blocks")
-        for name, shape, dtype in (
-            ("kept_slots", (b, h, nq, k), torch.int64),
-            ("num_kept", (b, h, nq), torch.int32),
-            ("fill", (b, h, nq, mq), torch.int64),
-            ("kv_counts", (b, h, nq), torch.int32),
-            ("kv_indices", (b, h, nq, nk), torch.int32),
+        for name, shape in (
+            ("kept_slots", (b, h, nq, k)),
+            ("num_kept", (b, h, nq)),
+            ("fill", (b, h, nq, mq)),
+            ("block_bits", (b, h, nq, -(-nk // 32))),
         ):
             table = getattr(self, name)
-            if tuple(table.shape) != shape or table.dtype != dtype:
-                raise ValueError(f"plan.{name}: expected {dtype} {shape}, got {table.dtype} {tuple(table.shape)}")
+            if tuple(table.shape) != shape or table.dtype != torch.int32:
+                raise ValueError(f"plan.{name}: expected torch.int32 {shape}, got {table.dtype} {tuple(table.shape)}")
         if ((self.num_kept < 1) | (self.num_kept > k)).any():
             raise ValueError(f"plan.num_kept: expected counts between 1 and {k}")
         entry = torch.arange(k, device=self.device)
@@ -95,17 +127,28 @@ class BlockPlan:
             raise ValueError(
                 "plan.fill: expected an entry below num_kept, or -1 for padding, and for others with has_zero_fill"
             )
-        own = self.fill.gather(-1, slots.clamp(min=0))
+        own = self.fill.gather(-1, slots.clamp(min=0).long())
         if not torch.where(is_kept, own == entry, True).all():
             raise ValueError("plan.fill: a kept row must take its own output")
         if self.keeps_every_row and not (self.q_grid.is_even and (self.num_kept == mq).all()):
             raise ValueError("plan.keeps_every_row: expected False, for a slot is pruned or padding")
-        listed = torch.arange(nk, device=self.device) < self.kv_counts.unsqueeze(-1)
-        index = self.kv_indices
-        if ((index < 0) | (index >= nk)).any() or not ((index[..., 1:] > index[..., :-1]) | ~listed[..., 1:]).all():
-            raise ValueError(f"plan.kv_indices: expected ascending block numbers below {nk}")
-        if ((self.kv_counts < 0) | (self.kv_counts > nk)).any():
-            raise ValueError(f"plan.kv_counts: expected counts between 0 and {nk}")
+        if nk % 32 and (self.block_bits[..., -1] >> nk % 32).any():
+            raise ValueError(f"plan.block_bits: expected zeros past the {nk} KV blocks")
+
+    @cached_property
+    def block_mask(self) -> Tensor:
+        """[B, H, Nq, Nk] bool: query block i sees KV block j."""
+        return unpack_bits(self.block_bits, self.kv_grid.num_blocks)
+
+    @cached_property
+    def kv_counts(self) -> Tensor:
+        """[B, H, Nq] int32: how many KV blocks a query block sees."""
+        return count_bits(self.block_bits)
+
+    @cached_property
+    def kv_indices(self) -> Tensor:
+        """[B, H, Nq, Nk] int32: the KV blocks that a query block sees, ascending, zeros past `kv_counts`."""
+        return lists_of_mask(self.block_mask)[1]
 
     @cached_property
     def inverse(self) -> tuple[Tensor, Tensor]:
@@ -113,23 +156,14 @@ class BlockPlan:
         return lists_of_mask(self.block_mask.transpose(-1, -2))
 
     @cached_property
-    def block_mask(self) -> Tensor:
-        """[B, H, Nq, Nk] bool: query block i sees KV block j."""
-        b, h, nq, _ = self.shape
-        nk = self.kv_grid.num_blocks
-        listed = torch.arange(nk, device=self.device) < self.kv_counts.unsqueeze(-1)
-        target = torch.where(listed, self.kv_indices.long(), nk)
-        mask = torch.zeros(b, h, nq, nk + 1, dtype=torch.bool, device=self.device)
-        return mask.scatter_(-1, target, True)[..., :nk]
-
-    @cached_property
     def kept_rank(self) -> Tensor:
-        """[B, H, Nq, Mq] int64: the entry of `kept_slots` that holds a slot, -1 where it is pruned or padding."""
+        """[B, H, Nq, Mq] int32: the entry of `kept_slots` that holds a slot, -1 where it is pruned or padding."""
         b, h, nq, k = self.shape
         mq = self.q_grid.block_size
-        target = torch.where(self.kept_slots >= 0, self.kept_slots, mq)
-        rank = torch.full((b, h, nq, mq + 1), -1, dtype=torch.int64, device=self.device)
-        return rank.scatter_(-1, target, torch.arange(k, device=self.device).expand_as(target))[..., :mq]
+        target = torch.where(self.kept_slots >= 0, self.kept_slots, mq).long()
+        rank = torch.full((b, h, nq, mq + 1), -1, dtype=torch.int32, device=self.device)
+        entry = torch.arange(k, dtype=torch.int32, device=self.device)
+        return rank.scatter_(-1, target, entry.expand_as(target))[..., :mq]
 
     def gather_kept(self, q_tiles: Tensor) -> Tensor:
         """Take the kept rows [B, H, Nq, K, D] of tile-major queries [B, H, Nq*Mq, D]. Differentiable.
@@ -151,7 +185,7 @@ class BlockPlan:
 
     def source_of_token(self) -> Tensor:
         """[B, H, L] int64: the token whose output each token takes (a kept token: itself), -1 for zero."""
-        slot = self.kept_slots.gather(-1, self.fill.clamp(min=0))
+        slot = self.kept_slots.gather(-1, self.fill.clamp(min=0).long()).long()
         token_of_slot = self.q_grid.token_of_slot(self.device)
         token = token_of_slot.expand(*slot.shape[:2], -1, -1).gather(-1, slot)
         token = torch.where(self.fill >= 0, token, -1)
@@ -199,42 +233,30 @@ class BlockPlan:
     def digest(self) -> str:
         """Twelve hex digits over all tables; the same plan on two engines has the same digest (synchronises)."""
         sha = hashlib.sha256(repr((self.q_grid, self.kv_grid)).encode())
-        listed = torch.arange(self.kv_grid.num_blocks, device=self.device) < self.kv_counts.unsqueeze(-1)
-        for table in (self.kept_slots, self.fill, self.kv_counts, torch.where(listed, self.kv_indices, -1)):
+        for table in (self.kept_slots, self.fill, self.block_bits):
             sha.update(table.contiguous().cpu().numpy().tobytes())
         return sha.hexdigest()[:12]
 
 
-def lists_of_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn a bool mask [..., N] into counts [...] and ascending indices [..., N], int32, without a host sync.
-
-    Entries past the count are zero.
-    """
-    n = mask.shape[-1]
-    position = mask.cumsum(-1, dtype=torch.int32)
-    counts = position[..., -1].contiguous()
-    target = torch.where(mask, position - 1, n).long()
-    indices = torch.zeros(*mask.shape[:-1], n + 1, dtype=torch.int32, device=mask.device)
-    indices.scatter_(-1, target, torch.arange(n, dtype=torch.int32, device=mask.device).expand_as(mask))
-    return counts, indices[..., :n].contiguous()
-
-
 def full_plan(batch: int, heads: int, grid: BlockGrid, *, device: torch.device) -> BlockPlan:
     """The plan of dense attention: every row kept, every KV block seen."""
-    n, m = grid.num_blocks, grid.block_size
-    real = grid.real_counts(device)
-    slots = torch.arange(m, device=device)
-    kept = torch.where(slots < real.unsqueeze(-1), slots, -1).expand(batch, heads, n, m)
+    n = grid.num_blocks
+    kept = _every_row(grid, device).expand(batch, heads, -1, -1)
     return BlockPlan(
         q_grid=grid,
         kv_grid=grid,
         kept_slots=kept,
-        num_kept=real.expand(batch, heads, n),
+        num_kept=grid.real_counts(device).expand(batch, heads, -1),
         fill=kept,
-        kv_counts=torch.full((batch, heads, n), n, dtype=torch.int32, device=device),
-        kv_indices=torch.arange(n, dtype=torch.int32, device=device).expand(batch, heads, n, n).contiguous(),
+        block_bits=pack_bits(torch.ones(n, dtype=torch.bool, device=device)).expand(batch, heads, n, -1),
         keeps_every_row=grid.is_even,
     )
+
+
+def _every_row(grid: BlockGrid, device: torch.device) -> Tensor:
+    """[N, M] int32: the slots of real tokens, then -1; `kept_slots` and `fill` of blocks that keep every row."""
+    slots = torch.arange(grid.block_size, dtype=torch.int32, device=device)
+    return torch.where(slots < grid.real_counts(device).unsqueeze(-1), slots, -1)
 
 
 class _GatherKept(torch.autograd.Function):

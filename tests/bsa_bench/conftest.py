@@ -5,6 +5,8 @@ import sys
 
 import pytest
 from cli_factory import TINY
+from static_examples import shared_cache
+from static_factory import Toys
 
 from bsa_bench.cli import main
 from bsa_bench.errors import EXIT_CODES, EXIT_UNEXPECTED
@@ -35,3 +37,9 @@ def bench(monkeypatch, capsys):
         return code, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory):
+    """Toy kernels, compiled and read: `toys(release, name, arch)`."""
+    return Toys(shared_cache(tmp_path_factory), tmp_path_factory.mktemp("toys"))

@@ -129,6 +129,9 @@ def measured(of: Case | None = None, *, median: float | None = None, seq: int = 
             sparsity_nominal=1 - of.options.kv_density * of.options.query_keep if of.options else 0.0,
             density_realised=density,
             plan_digest="abc123" if of.options else None,
+            union_efficiency=0.755 if of.engine == "triton" else 1.0 if of.options else None,
+            list_mean=45.25 if of.options else None,
+            list_max=1234 if of.options else None,
         ),
         "correctness": Correctness(
             oracle="reference, float64",

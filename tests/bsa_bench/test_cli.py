@@ -347,7 +347,7 @@ def test_list_names_every_suite_implementation_and_model(bench, folder):
         assert word in out
     assert bench("list", "models")[1].splitlines()[0].startswith("model  wan2.1-1.3b")
     document = json.loads(bench("list", "--json")[1])
-    assert document.keys() == {"suites", "implementations", "models"}
+    assert document.keys() == {"suites", "implementations", "forms", "models"}
     assert all(suite["cpu_cases"] > 0 for suite in document["suites"])
     assert json.loads(bench("list", "suites", "--json")[1]).keys() == {"suites"}
 

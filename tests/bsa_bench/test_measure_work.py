@@ -7,6 +7,7 @@ from bsa_bench.catalog import build_operator, load_engine
 from bsa_bench.measure.work import PASS_FACTOR, dense_work, executed_factor, plan_work
 from bsa_bench.result import PASSES, BsaOptions, Case
 from bsa_bench.workload import Workload
+from bsa_kernels.block_sparse.lists import groups_of
 
 
 def planned(grid, *, batch=1, heads=2, dtype="float32", **options):
@@ -46,6 +47,38 @@ def test_pairs_and_densities_are_those_of_the_dense_mask(grid, density, keep, qu
     assert work.list_length_min <= work.list_length_mean <= work.list_length_max
     assert work.row_imbalance >= 1
     assert work.head_imbalance >= 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_union_efficiency_is_what_members_asked_for_over_what_their_groups_walk(size):
+    one, plan = planned((8, 9, 12), kv_density=0.3)
+    work = plan_work(
+        one.workload, plan, one.options, "forward", executed_forward=1.0, backward_factor=3.5, group_size=size
+    )
+    members = groups_of(plan.q_grid, size, device=plan.device).tolist()
+    mask = plan.block_mask[0].bool()
+    asked = walked = 0
+    lengths = []
+    for head in mask:
+        for group in members:
+            rows = head[[m for m in group if m >= 0]]
+            lengths.append(int(rows.any(0).sum()))
+            asked, walked = asked + int(rows.sum()), walked + len(rows) * lengths[-1]
+    assert work.union_efficiency == pytest.approx(asked / walked)
+    assert (work.union_efficiency == 1) == (size == 1)
+    assert (work.list_mean, work.list_max) == (pytest.approx(sum(lengths) / len(lengths)), max(lengths))
+    if size == 1:
+        assert (work.list_mean, work.list_max) == (pytest.approx(work.list_length_mean), work.list_length_max)
+
+
+@pytest.mark.parametrize(("form", "size"), [("", 2), (":quad", 4), (":m32", 1)])
+def test_our_engine_says_how_many_query_blocks_share_a_list(form, size):
+    _, plan = planned((8, 8, 8), kv_density=0.3)
+    engine = load_engine(f"triton{form}")
+    assert engine.group_size(plan, 64, torch.float16) == size
+    executed = engine.executed_flop(plan, 64)
+    assert executed > 4 * 64 * float(plan.num_kept.sum()) * 64 * 8 * 0.1
+    assert not hasattr(load_engine("gather"), "group_size")
 
 
 def test_a_plan_of_everything_is_dense_work():

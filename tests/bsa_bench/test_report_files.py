@@ -13,6 +13,8 @@ from bsa_bench.errors import StoreError
 from bsa_bench.report import write_report
 from bsa_bench.result import Status
 
+WITHOUT = {"union_efficiency": None, "list_mean": None, "list_max": None}
+
 
 def report_of(tmp_path, results, **run_fields):
     files = write_report(made.write_run(tmp_path / "run", results, **run_fields), tmp_path / "report")
@@ -176,3 +178,23 @@ def test_an_unwritable_folder_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"file.report: the report cannot be written"):
         write_report(run, tmp_path / "file" / "report")
+
+
+def test_the_lists_that_are_walked_have_a_line_for_each_sparse_implementation(quick, tmp_path):
+    _, text = report_of(tmp_path / "ours", [made.measured(made.case("bsa@triton", 1024))])
+    assert "- `bsa@triton`: 45.2 KV blocks in the mean, at most 1,234; union efficiency 75.5%" in text
+    _, text = quick
+    assert "- `bsa@gather`: 45.2 KV blocks in the mean, at most 1,234; union efficiency 100%" in text
+    assert "`full@sdpa-flash`: 45" not in text
+    results = [
+        r.model_copy(update={"work": r.work and r.work.model_copy(update=WITHOUT)}) for r in made.quick_results()
+    ]
+    assert "**Lists that are walked**\n" not in report_of(tmp_path, results)[1]
+
+
+def test_forms_of_an_engine_stand_beside_it_and_need_no_file_names_of_their_own(tmp_path):
+    names = ("full@sdpa-flash", "bsa@triton", "bsa@triton:quad", "bsa@triton:fused+pack")
+    results = [made.measured(made.case(name, tokens)) for tokens in (1024, 2048) for name in names]
+    files, text = report_of(tmp_path, results)
+    assert "| `bsa@triton:fused+pack` |" in text or "| **`bsa@triton:fused+pack`** |" in text
+    assert all(re.fullmatch(r"[a-z0-9-]+", path.stem) for path in files.plots)

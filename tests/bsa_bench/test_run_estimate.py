@@ -8,7 +8,7 @@ from run_factory import case, three_passes
 
 from bsa_bench.run import DeviceModel, plan_run, predict
 from bsa_bench.run.estimate import Pace, available_memory_bytes, group_seconds
-from bsa_bench.run.order import group_cases, most_informative_first
+from bsa_bench.run.order import budget_order, group_cases, most_informative_first
 
 CPU = DeviceModel.cpu(threads=2, memory_bytes=8 << 30)
 
@@ -89,6 +89,18 @@ def test_pairs_come_first_from_cheap_to_dear_then_second_opinions():
     ]
     assert [c.workload.num_tokens for c in order[6:9]] == [1024, 4096, 16384]
     assert len(order) == len(cases)
+
+
+def test_a_priority_of_implementations_comes_before_what_tells_most():
+    cases = [case(name, tokens) for tokens in (16384, 1024) for name in ("full@sdpa-flash", "bsa@flex", "bsa@gather")]
+    groups = group_cases(cases)
+    assert budget_order(groups, CPU, "quick", ()) == most_informative_first(groups, CPU)
+    ordered = budget_order(groups, CPU, "quick", ("bsa@gather", "full@sdpa-flash", "bsa@flex"))
+    assert [(g[0].implementation, g[0].workload.num_tokens) for g in ordered] == [
+        (name, tokens) for name in ("bsa@gather", "full@sdpa-flash", "bsa@flex") for tokens in (16384, 1024)
+    ]
+    rows = plan_run(cases, device=CPU, informative_first=True, priority=("bsa@flex", "full@sdpa-flash", "bsa@gather"))
+    assert [row.case.implementation for row in rows[:2]] == ["bsa@flex", "bsa@flex"]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["full@a", "bsa@b", "bsa@c"]), st.integers(8, 99)), max_size=12))

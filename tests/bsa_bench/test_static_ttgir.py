@@ -17,14 +17,13 @@ import json, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from bsa_kernels.block_sparse.triton_forward import forward_kernel
-constants = dict(MQ=64, MK=64, K=64, D=128, ROWS=64, KEYS=64, BLOCK_D=128, MASK_KEYS=True, PRECISION="tf32")
-kinds = {"lse_ptr": "*fp32", "score_scale": "fp32", "num_q": "i32", "num_kv": "i32"}
-kinds |= {f"{name}_ptr": "*i32" for name in ("slots", "counts", "lists", "real")}
-names = forward_kernel.arg_names
-signature = {n: "constexpr" if n in constants else kinds.get(n, "*bf16") for n in names}
-attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.endswith("_ptr")}
-source = ASTSource(fn=forward_kernel, signature=signature, constexprs=constants, attrs=attrs)
+from bsa_kernels.block_sparse.configurations import shipped
+from bsa_kernels.block_sparse.triton_attend import attend_kernel
+config = next(c for c in shipped() if c.name == "attend-bf16-d128-k64")
+names = attend_kernel.arg_names
+signature = {n: config.signature.get(n, "constexpr") for n in names}
+attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in config.divisible_by_16}
+source = ASTSource(fn=attend_kernel, signature=signature, constexprs=config.constexprs, attrs=attrs)
 texts = {}
 for capability in (80, 90, 100):
     options = dict(num_warps=4, num_stages=2)

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -236,3 +237,24 @@ def test_importing_the_readers_loads_neither_torch_nor_pandas_nor_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_list_statistics_are_columns_and_missing_in_results_from_before_they_were(quick, tmp_path):
+    frame = load(quick).set_index("case_id")
+    row = frame[frame.implementation == "bsa@gather"].iloc[0]
+    assert (row.union_efficiency, row.list_mean, row.list_max) == (1.0, 45.25, 1234)
+    older = tmp_path / "older"
+    older.mkdir()
+    lines = [json.loads(line) for line in (quick / "results.jsonl").read_text().splitlines()]
+    for line in lines:
+        for name in ("union_efficiency", "list_mean", "list_max"):
+            (line.get("work") or {}).pop(name, None)
+    (older / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    missing = load(older)[["union_efficiency", "list_mean", "list_max"]]
+    assert missing.isna().all().all()
+
+
+def test_the_reference_run_of_an_older_version_still_loads():
+    frame = load(Path(__file__).parents[2] / "results" / "reference" / "quick-amd-epyc-2-cores")
+    assert len(frame) > 20
+    assert frame.union_efficiency.isna().all()

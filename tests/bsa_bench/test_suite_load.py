@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from bsa_bench.catalog import check_implementations
 from bsa_bench.errors import EXIT_USAGE, SuiteError
 from bsa_bench.result import PASSES, Case
+from bsa_bench.run import DeviceModel, plan_run
 from bsa_bench.suite import Suite, list_suites, load_suite
 
 HEAD = 'title = "T"\nimplementations = ["full@sdpa-flash", "bsa@gather"]\n'
-BUILT_IN = ["frames", "long-video", "paper", "quick", "resolution", "sparsity"]
+BUILT_IN = ["frames", "kernel-first", "long-video", "paper", "quick", "resolution", "sparsity"]
 
 
 @pytest.fixture
@@ -46,10 +49,12 @@ def test_every_built_in_suite_loads_and_each_case_survives_json(name, device_kin
     assert len({case.case_hash for case in cases}) == len(cases) > 0
     assert {case.suite for case in cases} == {name}
     assert all(Case.model_validate_json(case.model_dump_json()) == case for case in cases)
-    assert {case.passes for case in cases} == set(PASSES)
+    is_first = name == "kernel-first"  # it is for minutes, and on a CPU for the tiles that half precision has
+    assert {case.passes for case in cases} == set(PASSES[:2] if is_first else PASSES)
     assert all((case.options is None) == (case.method == "full") for case in cases)
     assert [c.workload.num_tokens for c in cases] == sorted(c.workload.num_tokens for c in cases)
-    assert {case.workload.dtype for case in cases} == {"float32" if device_kind == "cpu" else "bfloat16"}
+    on_cpu = "float16" if is_first else "float32"
+    assert {case.workload.dtype for case in cases} == {on_cpu if device_kind == "cpu" else "bfloat16"}
     # The sample clip has 250 frames.
     assert all(case.workload.video_size[0] <= 250 for case in cases)
 
@@ -97,6 +102,51 @@ def test_paper_has_the_two_lengths_and_claims_beside_forward_backward_only():
     on_cpu = load_suite("paper", device_kind="cpu")
     assert {c.workload.num_tokens for c in on_cpu.cases()} == {23296}
     assert next(str(item) for item in on_cpu.dropped if "0.95" in item.what).endswith("only when tokens = 153600")
+
+
+def test_kernel_first_puts_a_budget_on_dense_attention_then_our_kernels_then_their_forms():
+    suite = load_suite("kernel-first", device_kind="cuda")
+    device = DeviceModel.cuda(name="NVIDIA H200", memory_bytes=141 * 10**9)
+    rows = plan_run(suite.cases(), device=device, informative_first=True, priority=suite.priority)
+    names = list(dict.fromkeys(row.case.implementation for row in rows))
+    assert names[:3] == ["full@sdpa-cudnn", "full@sdpa-flash", "bsa@triton"]
+    assert names == list(suite.implementations)
+    check_implementations(names)
+    cases = [row.case for row in rows]
+    lengths = {(c.workload.num_tokens, c.workload.head_dim) for c in cases if c.implementation == names[0]}
+    alone = {(n, d) for n in (8192, 32768, 131072) for d in (64, 128)}
+    assert lengths == alone | {(23296, 128), (153600, 128)}
+    ours = [(c.workload.num_tokens, c.options.query_keep) for c in cases if c.implementation == "bsa@triton"]
+    assert list(dict.fromkeys(ours)) == [(23296, 0.5), (23296, 1.0), (153600, 0.5), (153600, 1.0)]
+    within = [row.case.implementation for row, s in zip(rows, running_sum(rows), strict=True) if s <= 540]
+    assert {"bsa@triton", "bsa@triton:quad", "bsa@triton:fused", "bsa@triton:t32"} <= set(within)
+    assert {c.passes for c in cases if c.implementation == "bsa@triton:pack"} == {"backward"}
+
+
+def running_sum(rows):
+    return itertools.accumulate(row.seconds for row in rows)
+
+
+def test_kernel_first_verifies_every_form_on_a_cpu():
+    on_cpu, on_cuda = (set(load_suite("kernel-first", device_kind=kind).implementations) for kind in ("cpu", "cuda"))
+    assert {name for name in on_cuda if name.startswith("bsa@")} <= on_cpu
+
+
+def test_listed_order_is_that_of_the_implementations_and_else_there_is_none(load):
+    body = "[workload]\ntokens = 64\n"
+    assert load(f'order = "listed"\n{body}').priority == ("full@sdpa-flash", "bsa@gather")
+    assert load(f'order = "informative"\n{body}').priority == load(body).priority == ()
+    assert "order: got 'first', expected 'informative' or 'listed'" in says(load, f'order = "first"\n{body}')
+
+
+def test_a_limit_is_told_only_of_what_a_workload_would_have(load):
+    suite = load(
+        '[axes]\ntokens = [64, 128, 256]\n[[variant]]\nname = "a"\nwhen = { tokens = [64, 256] }\n'
+        '[limit."bsa@gather"]\nmax_tokens = 64\n'
+    )
+    assert [item.what.split(" = ")[1].split(" ")[0] for item in suite.dropped if item.what.startswith("bsa@")] == [
+        "256"
+    ]
 
 
 def test_a_path_in_a_file_starts_at_the_file(load, tmp_path):

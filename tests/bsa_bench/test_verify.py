@@ -198,14 +198,15 @@ def test_a_dropped_key_value_block_of_one_query_block_of_one_head_fails():
 
     def drop(run):
         def attend(q, k, v, plan, prepared):
-            counts = plan.kv_counts.clone()
-            block = int(counts[0, 2].argmax())
-            counts[0, 2, block] -= 1  # the last block of its list
-            short = replace(plan, kv_counts=counts)
+            mask = plan.block_mask.clone()
+            block = int(plan.kv_counts[0, 2].argmax())
+            mask[0, 2, block, plan.kv_indices[0, 2, block, 0]] = False  # the first block of its list
+            short = replace(plan, block_bits=pack_bits(mask))
             return run(q, k, v, short, gather.prepare(short))
 
         return attend
 
+    from bsa_kernels.bits import pack_bits
     from bsa_kernels.engines import gather
 
     assert not check(one, with_stage(one, "attend", drop)).passed

@@ -105,6 +105,8 @@ def test_triton_on_a_cpu_is_verified_and_never_timed(python_path, tmp_path):
     assert result.memory is None
     assert "interpreter" in result.reason
     assert result.work.flops_executed > 0
+    # float32 has tiles without groups.
+    assert (result.work.union_efficiency, result.work.list_max) == (1, result.work.list_length_max)
 
 
 class Events:

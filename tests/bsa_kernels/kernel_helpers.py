@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from bsa_kernels import BlockGrid, BlockPlan, block_sparse_attention
-from bsa_kernels.engines import reference
-from bsa_kernels.plan import lists_of_mask
+from bsa_kernels.block_sparse.tile_table import Tile, Tiles
+from bsa_kernels.engines import reference, triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -59,17 +59,8 @@ def hand_plan(q_grid: BlockGrid, kv_grid: BlockGrid, block_mask, *, keep=0.5, ze
     kept_slots = torch.where(kept_slots < m, kept_slots, -1)
     others = torch.randint(1 << 20, (b, h, n, m), generator=make) % num_kept.unsqueeze(-1)
     fill = torch.where(kept, kept.cumsum(-1) - 1, -1 if zero_fill else others).masked_fill(~real, -1)
-    counts, indices = lists_of_mask(block_mask)
-    plan = BlockPlan(
-        q_grid=q_grid,
-        kv_grid=kv_grid,
-        kept_slots=kept_slots.to(device),
-        num_kept=num_kept.to(device),
-        fill=fill.to(device),
-        kv_counts=counts,
-        kv_indices=indices,
-        has_zero_fill=zero_fill,
-    )
+    rows = {"kept_slots": kept_slots.to(device), "fill": fill.to(device), "has_zero_fill": zero_fill}
+    plan = BlockPlan.from_mask(q_grid, kv_grid, block_mask, **rows)
     plan.check()
     return plan
 
@@ -85,7 +76,33 @@ def run(engine, inputs, plan, *, scale=None, backward=True):
     """Output and gradients of an engine, by name: `o`, and with `backward` `dq`, `dk`, `dv`."""
     with torch.set_grad_enabled(backward):
         out = block_sparse_attention(*_qkv(inputs), plan, scale=scale, engine=engine)
-    return _with_gradients(out, inputs, backward)
+    return _with_gradients(out, inputs, backward=backward)
+
+
+def make_tiles(rows, *, keys=64, group=1, transposed=False, pack=1, backward="split") -> Tiles:
+    """Tiles for blocks with up to `rows` kept rows, `group` of them a tile of the walk, `pack` a step of the backward.
+
+    Blocks with more take several tiles each, if `group` and `pack` are 1.
+    """
+
+    def tile(count, **form):
+        return Tile(count * rows, keys, num_warps=8 if count * rows >= 128 else 4, num_stages=2, **form)
+
+    packed = tile(pack, pack=pack)
+    return Tiles(
+        tile(group, group=group, transposed=transposed), tile(group, group=group), packed, packed, backward=backward
+    )
+
+
+def run_tiles(inputs, plan, tiles, *, scale=None, is_tiled=False):
+    """What `run` gives, from the Triton kernels with these tiles; `is_tiled`: through tile-major copies."""
+    scale = inputs.q.shape[-1] ** -0.5 if scale is None else scale
+    tables = triton.prepare(plan, head_dim=inputs.q.shape[-1], dtype=inputs.q.dtype, is_tiled=is_tiled, tiles=tiles)
+    q, k, v = _qkv(inputs)
+    if is_tiled:
+        q, k, v = plan.q_grid.permute(q), plan.kv_grid.permute(k), plan.kv_grid.permute(v)
+    out = triton.attend_tokens(q, k, v, tables, scale=scale)
+    return _with_gradients(plan.q_grid.restore(out) if is_tiled else out, inputs, backward=True)
 
 
 def error_budgets(inputs, plan, exact, *, scale=None, backward=True):
@@ -111,7 +128,7 @@ def plain(inputs, plan, *, scale=None, backward=True, seed=0):
     k, v = plan.kv_grid.permute(inputs.k), plan.kv_grid.permute(inputs.v)
     order = torch.randperm(q.shape[-1], generator=torch.Generator().manual_seed(seed)).to(q.device)
     out = _PlainAttention.apply(q, k, v, reference.prepare(plan), scale, order)
-    return _with_gradients(plan.fill_output(out.unflatten(2, plan.shape[2:])), inputs, backward)
+    return _with_gradients(plan.fill_output(out.unflatten(2, plan.shape[2:])), inputs, backward=backward)
 
 
 class _PlainAttention(torch.autograd.Function):
@@ -162,11 +179,27 @@ def assert_close_to_reference(engine, inputs, plan, *, scale=None, backward=True
     exact = run("reference", inputs.to(torch.float64), plan, scale=scale, backward=backward)
     budgets = error_budgets(inputs, plan, exact, scale=scale, backward=backward)
     results = run(engine, inputs, plan, scale=scale, backward=backward)
-    for name, result in results.items():
-        assert result.dtype == inputs.q.dtype
-        error = max_error(result, exact[name])
-        assert error <= budgets[name], f"{name} of {engine}: error {error:.3g}, budget {budgets[name]:.3g}"
+    assert {result.dtype for result in results.values()} == {inputs.q.dtype}
+    assert_inside(budgets, results, exact, engine)
     return results
+
+
+def assert_tiles_close(inputs, plan, *choices, scale=None, is_tiled=False):
+    """Check what the Triton kernels give with each of these tiles like an engine; returns the results."""
+    exact = run("reference", inputs.to(torch.float64), plan, scale=scale)
+    budgets = error_budgets(inputs, plan, exact, scale=scale)
+    found = [run_tiles(inputs, plan, tiles, scale=scale, is_tiled=is_tiled) for tiles in choices]
+    for tiles, results in zip(choices, found, strict=True):
+        assert {result.dtype for result in results.values()} == {inputs.q.dtype}
+        assert_inside(budgets, results, exact, tiles)
+    return found
+
+
+def assert_inside(budgets, results, exact, label):
+    """Check that no number of `results` is farther from `exact` than its budget."""
+    for name, result in results.items():
+        error = max_error(result, exact[name])
+        assert error <= budgets[name], f"{name} of {label}: error {error:.3g}, budget {budgets[name]:.3g}"
 
 
 def poison_empty(monkeypatch):
@@ -185,7 +218,7 @@ def _qkv(inputs):
     return inputs.q, inputs.k, inputs.v
 
 
-def _with_gradients(out, inputs, backward):
+def _with_gradients(out, inputs, *, backward):
     if not backward:
         return {"o": out.detach()}
     return {

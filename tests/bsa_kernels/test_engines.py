@@ -28,7 +28,7 @@ SHAPES = [
     ((4, 5, 9), (4, 4, 8), (4, 4, 4)),
 ]
 FP64, FP32, FP16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
-TABLES = ("kept_slots", "num_kept", "fill", "kv_counts", "kv_indices")
+TABLES = ("kept_slots", "num_kept", "fill", "block_bits")
 # FlexAttention is differentiated on GPUs only.
 HAS_FLEX_BACKWARD = DEVICE.type == "cuda"
 
@@ -163,7 +163,7 @@ def test_inputs_gradients_and_tables_need_not_be_contiguous(engine):
         x.requires_grad_()
     wide = replace(plan, **{n: getattr(plan, n).expand(-1, 3, *getattr(plan, n).shape[2:]) for n in TABLES})
     wide.check()
-    assert not any(x.is_contiguous() for x in (*vars(strided).values(), wide.kv_indices))
+    assert not any(x.is_contiguous() for x in (*vars(strided).values(), wide.block_bits))
     for name, result in run(engine, strided, wide).items():
         torch.testing.assert_close(result, expected[name].expand_as(result), rtol=1e-5, atol=1e-5)
 

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from kernel_helpers import DEVICE, hand_plan, random_mask
 from naive_bsa import blocks_of
 from torch.nn.attention.flex_attention import flex_attention
@@ -13,7 +11,6 @@ from torch.nn.attention.flex_attention import flex_attention
 from bsa_kernels import BlockGrid, BlockPlan, full_plan, make_bsa_plan
 from bsa_kernels.engines.reference import masked_attention
 from bsa_kernels.engines.reference import prepare as slot_mask
-from bsa_kernels.plan import lists_of_mask
 
 SHAPES = [
     ((5, 7, 9), (4, 4, 4), (4, 4, 4)),
@@ -92,26 +89,6 @@ def test_source_of_token_follows_fill_and_kept_slots(grid, q_block, kv_block, ze
                     assert source[i][j][token] == expected
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.integers(1, 4), max_size=2),
-    st.integers(1, 9),
-    st.integers(0, 1 << 16),
-    st.sampled_from([0, 0.3, 0.8, 1]),
-)
-def test_lists_of_a_mask_are_the_ascending_positions_of_its_ones(shape, n, seed, density):
-    mask = torch.rand(*shape, n, generator=torch.Generator().manual_seed(seed)) < density
-    counts, indices = lists_of_mask(mask)
-    assert (counts.shape, indices.shape) == (mask.shape[:-1], mask.shape)
-    assert (counts.dtype, indices.dtype) == (torch.int32, torch.int32)
-    assert indices.is_contiguous()
-    for row, count, listed in zip(
-        mask.view(-1, n).tolist(), counts.flatten().tolist(), indices.view(-1, n).tolist(), strict=True
-    ):
-        ones = [j for j, bit in enumerate(row) if bit]
-        assert (count, listed) == (len(ones), ones + [0] * (n - len(ones)))
-
-
 @pytest.mark.parametrize(("grid", "q_block", "kv_block"), SHAPES)
 def test_lists_and_block_mask_are_each_others_inverse(grid, q_block, kv_block):
     q_grid, kv_grid = BlockGrid(grid, q_block), BlockGrid(grid, kv_block)
@@ -119,15 +96,15 @@ def test_lists_and_block_mask_are_each_others_inverse(grid, q_block, kv_block):
     assert torch.equal(hand_plan(q_grid, kv_grid, mask).block_mask, mask)
 
 
-def test_numbers_past_the_count_of_a_list_mean_nothing():
-    grid = BlockGrid((4, 4, 12), (4, 4, 4))
-    plan = hand_plan(grid, grid, torch.eye(3, dtype=torch.bool, device=DEVICE).expand(1, 2, 3, 3))
-    other = plan.kv_indices.clone()
-    other[..., 1:] = 2
-    changed = replace(plan, kv_indices=other)
-    changed.check()
-    assert torch.equal(changed.block_mask, plan.block_mask)
-    assert changed.digest() == plan.digest()
+def test_a_plan_of_a_mask_alone_keeps_every_row():
+    grid = BlockGrid((1, 1, 5), (1, 1, 4))
+    plan = BlockPlan.from_mask(grid, grid, torch.eye(2, dtype=torch.bool, device=DEVICE).expand(1, 2, 2, 2))
+    plan.check()
+    assert plan.num_kept.tolist() == [[[4, 1], [4, 1]]]
+    assert not plan.keeps_every_row
+    assert torch.equal(plan.dense_mask()[0, 0].any(-1), torch.ones(5, dtype=torch.bool, device=DEVICE))
+    with pytest.raises(ValueError, match="expected kept_slots and fill together, or neither"):
+        BlockPlan.from_mask(grid, grid, plan.block_mask, fill=plan.fill)
 
 
 @pytest.mark.parametrize(("grid", "q_block", "kv_block"), SHAPES)
@@ -172,11 +149,9 @@ def test_the_full_plan_computes_every_row_and_sees_every_token(block):
     ("table", "change", "message"),
     [
         ("num_kept", lambda t: t[..., :1], r"plan.num_kept: expected torch.int32 \(1, 1, 2\), got .* \(1, 1, 1\)"),
-        ("fill", lambda t: t[..., :3], r"plan.fill: expected torch.int64 \(1, 1, 2, 4\)"),
-        ("kv_counts", lambda t: t.squeeze(0), r"plan.kv_counts: expected torch.int32 \(1, 1, 2\)"),
-        ("kv_indices", lambda t: t[..., :1], r"plan.kv_indices: expected torch.int32 \(1, 1, 2, 2\)"),
-        ("kept_slots", lambda t: t.int(), r"plan.kept_slots: expected torch.int64 .* got torch.int32"),
-        ("kv_counts", lambda t: t.long(), "plan.kv_counts: expected torch.int32"),
+        ("fill", lambda t: t[..., :3], r"plan.fill: expected torch.int32 \(1, 1, 2, 4\)"),
+        ("block_bits", lambda t: t[..., :0], r"plan.block_bits: expected torch.int32 \(1, 1, 2, 1\)"),
+        ("kept_slots", lambda t: t.long(), r"plan.kept_slots: expected torch.int32 .* got torch.int64"),
         ("num_kept", lambda t: t * 0, "plan.num_kept: expected counts between 1 and 2"),
         ("num_kept", lambda t: t + 1, "plan.num_kept: expected counts between 1 and 2"),
         ("kept_slots", lambda t: t.flip(-1), "plan.kept_slots: expected num_kept ascending slots"),
@@ -193,12 +168,8 @@ def test_the_full_plan_computes_every_row_and_sees_every_token(block):
             lambda t: t.new_tensor([[[[1, 0, 1, 1], [0, -1, -1, -1]]]]),
             "plan.fill: a kept row must take its own output",
         ),
-        ("kv_indices", lambda t: t.flip(-1), "plan.kv_indices: expected ascending block numbers below 2"),
-        ("kv_indices", lambda t: t.clamp(max=0), "plan.kv_indices"),
-        ("kv_indices", lambda t: t + 1, "plan.kv_indices"),
-        ("kv_indices", lambda t: t - 1, "plan.kv_indices"),
-        ("kv_counts", lambda t: t + 1, "plan.kv_counts: expected counts between 0 and 2"),
-        ("kv_counts", lambda t: -t, "plan.kv_counts: expected counts between 0 and 2"),
+        ("block_bits", lambda t: t + 4, "plan.block_bits: expected zeros past the 2 KV blocks"),
+        ("block_bits", lambda t: t - (1 << 31), "plan.block_bits: expected zeros past the 2 KV blocks"),
         ("keeps_every_row", lambda t: True, "plan.keeps_every_row: expected False"),
         ("q_grid", lambda t: BlockGrid((1, 5, 1), (1, 4, 1)), "plan: grids .* do not fit 2 query blocks"),
         ("q_grid", lambda t: BlockGrid((1, 1, 5), (1, 1, 2)), "plan: grids .* do not fit 2 query blocks"),
@@ -207,9 +178,9 @@ def test_the_full_plan_computes_every_row_and_sees_every_token(block):
 def test_check_names_the_table_that_is_wrong(table, change, message):
     plan = replace(
         small(),
-        kept_slots=torch.tensor([[[[0, 2], [0, -1]]]], device=DEVICE),
+        kept_slots=torch.tensor([[[[0, 2], [0, -1]]]], dtype=torch.int32, device=DEVICE),
         num_kept=torch.tensor([[[2, 1]]], dtype=torch.int32, device=DEVICE),
-        fill=torch.tensor([[[[0, 0, 1, 1], [0, -1, -1, -1]]]], device=DEVICE),
+        fill=torch.tensor([[[[0, 0, 1, 1], [0, -1, -1, -1]]]], dtype=torch.int32, device=DEVICE),
     )
     plan.check()
     with pytest.raises(ValueError, match=message):
@@ -224,10 +195,10 @@ def test_a_zero_filled_row_must_be_announced():
 
 
 # `num_kept` is not among them: `kept_slots` says it too.
-@pytest.mark.parametrize("table", ["kept_slots", "fill", "kv_counts", "kv_indices"])
+@pytest.mark.parametrize("table", ["kept_slots", "fill", "block_bits"])
 def test_equal_plans_have_equal_digests_and_a_change_of_any_table_another(table):
     plan = made_by_hand((3, 5, 2), (2, 3, 4), (3, 3, 3))
-    tables = ("kept_slots", "num_kept", "fill", "kv_counts", "kv_indices")
+    tables = ("kept_slots", "num_kept", "fill", "block_bits")
     assert len(plan.digest()) == 12
     assert replace(plan, **{name: getattr(plan, name).clone() for name in tables}).digest() == plan.digest()
     changed = getattr(plan, table).clone()
@@ -309,14 +280,12 @@ def test_gather_and_fill_pass_gradcheck():
 
 def test_blocks_may_keep_different_numbers_even_where_one_keeps_all():
     grid = BlockGrid((1, 1, 6), (1, 1, 3))
-    plan = BlockPlan(
-        q_grid=grid,
-        kv_grid=grid,
+    plan = BlockPlan.from_mask(
+        grid,
+        grid,
+        torch.ones(1, 1, 2, 2, dtype=torch.bool, device=DEVICE),
         kept_slots=torch.tensor([[[[0, 1, 2], [2, -1, -1]]]], device=DEVICE),
-        num_kept=torch.tensor([[[3, 1]]], dtype=torch.int32, device=DEVICE),
         fill=torch.tensor([[[[0, 1, 2], [0, 0, 0]]]], device=DEVICE),
-        kv_counts=torch.full((1, 1, 2), 2, dtype=torch.int32, device=DEVICE),
-        kv_indices=torch.tensor([[[[0, 1], [0, 1]]]], dtype=torch.int32, device=DEVICE),
     )
     plan.check()
     x = torch.arange(6.0, device=DEVICE).view(1, 1, 6, 1)

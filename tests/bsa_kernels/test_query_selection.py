@@ -183,4 +183,4 @@ def test_heads_and_batches_select_alone():
 def test_selection_takes_no_part_in_autograd():
     q, k = (x.requires_grad_() for x in random_qk((4, 4, 4)))
     plan = make_bsa_plan(q, k, grid=(4, 4, 4))
-    assert not any(t.requires_grad for t in (plan.kept_slots, plan.fill, plan.kv_indices, plan.block_mask))
+    assert not any(t.requires_grad for t in (plan.kept_slots, plan.fill, plan.block_bits, plan.block_mask))

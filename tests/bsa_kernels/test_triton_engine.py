@@ -1,16 +1,19 @@
-"""The Triton kernels against the reference: in Triton's interpreter on a CPU, compiled on a GPU."""
+"""The engine `triton` against the reference: in Triton's interpreter on a CPU, compiled on a GPU.
+
+With the tiles that the table chooses; `test_triton_attention` has the others.
+"""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
-from compile_kernels import compile_all
 from kernel_helpers import (
     DEVICE,
     assert_close_to_reference,
     error_budgets,
     hand_plan,
+    make_tiles,
     max_error,
     poison_empty,
     qkv,
@@ -19,7 +22,11 @@ from kernel_helpers import (
 )
 from torch.nn import functional
 
+from bsa_bench.static.compile import Compiled, Settings, compile_all
+from bsa_bench.static.config import KernelConfig
+from bsa_bench.static.reading import read
 from bsa_kernels import BlockGrid, block_sparse_attention, full_plan, make_bsa_plan
+from bsa_kernels.block_sparse.configurations import shipped
 from bsa_kernels.engines import get_engine, triton
 from bsa_kernels.engines.reference import prepare
 
@@ -32,16 +39,16 @@ def plan_of(inputs, grid, **options):
     return plan
 
 
-@pytest.mark.parametrize("dtype", [FP16, FP32])
 @pytest.mark.parametrize(
-    ("grid", "block", "density"),
+    ("grid", "block", "density", "dtype"),
     [
-        ((5, 7, 9), (4, 4, 4), 0.3),
-        ((5, 7, 9), (3, 5, 7), 0.5),
-        ((1, 4, 4), (4, 4, 4), 0.5),
-        ((4, 4, 4), (4, 4, 4), 0.1),
-        ((5, 6, 13), (4, 4, 4), 0.1),
-        ((3, 8, 8), (1, 3, 5), 0.2),
+        ((5, 7, 9), (4, 4, 4), 0.3, FP16),
+        ((5, 7, 9), (4, 4, 4), 0.3, FP32),
+        ((4, 7, 9), (3, 5, 7), 0.5, FP16),
+        ((1, 4, 4), (4, 4, 4), 0.5, FP32),
+        ((4, 4, 4), (4, 4, 4), 0.1, FP16),
+        ((5, 4, 13), (4, 4, 4), 0.1, FP32),
+        ((2, 5, 8), (1, 3, 5), 0.2, FP16),
     ],
 )
 def test_output_and_gradients_agree_with_the_reference(grid, block, density, dtype):
@@ -49,33 +56,27 @@ def test_output_and_gradients_agree_with_the_reference(grid, block, density, dty
     assert_close_to_reference("triton", inputs, plan_of(inputs, grid, block=block, kv_density=density))
 
 
-@pytest.mark.parametrize("dtype", [FP16, FP32])
-@pytest.mark.parametrize("head_dim", [8, 64, 80, 128, 160])
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"), [(8, FP16), (8, FP32), (64, FP32), (80, FP32), (128, FP32), (160, FP16), (160, FP32)]
+)
 def test_any_head_size_agrees(head_dim, dtype):
-    inputs = qkv((4, 5, 8), head_dim, dtype, heads=1)
-    assert_close_to_reference("triton", inputs, plan_of(inputs, (4, 5, 8), kv_density=0.4))
+    inputs = qkv((4, 4, 7), head_dim, dtype, heads=1)
+    assert_close_to_reference("triton", inputs, plan_of(inputs, (4, 4, 7), kv_density=0.7))
 
 
 @pytest.mark.parametrize("dtype", [FP16, FP32])
-@pytest.mark.parametrize("scale", [1, 4, 16])
-def test_large_inputs_agree(scale, dtype):
-    inputs = qkv((4, 7, 8), 64, dtype, scale=scale, seed=scale)
-    assert_close_to_reference("triton", inputs, plan_of(inputs, (4, 7, 8), kv_density=0.5))
-
-
-@pytest.mark.parametrize("scale", [1, 0.0, -0.25])
-def test_the_softmax_scale_is_the_callers(scale):
-    inputs = qkv((4, 4, 8), 16, heads=1)
-    assert_close_to_reference("triton", inputs, plan_of(inputs, (4, 4, 8), kv_density=1), scale=scale)
+def test_large_inputs_and_another_scale_agree(dtype):
+    inputs = qkv((4, 5, 8), 64, dtype, scale=16, heads=1)
+    assert_close_to_reference("triton", inputs, plan_of(inputs, (4, 5, 8), kv_density=0.5), scale=-0.1)
 
 
 @pytest.mark.parametrize(
     ("block", "query_block", "keep"),
-    [((4, 4, 4), (4, 4, 8), 0.5), ((4, 4, 4), (4, 8, 8), 1.0), ((4, 8, 8), (2, 4, 4), 1.0), ((8, 8, 8), None, 0.5)],
-    ids=["wide queries", "two tiles of rows", "tiles of keys with padding", "512 slots"],
+    [((4, 4, 4), (4, 4, 8), 0.5), ((4, 4, 4), (4, 8, 8), 1.0), ((4, 8, 8), (2, 4, 4), 1.0)],
+    ids=["wide queries", "two tiles of rows", "tiles of keys with padding"],
 )
 def test_query_and_kv_blocks_of_other_sizes_agree(block, query_block, keep):
-    grid = (5, 8, 9)
+    grid = (3, 8, 9)
     inputs = qkv(grid, 16, FP16, heads=1)
     plan = plan_of(inputs, grid, block=block, query_block=query_block, query_keep=keep, kv_density=0.5)
     assert_close_to_reference("triton", inputs, plan)
@@ -89,7 +90,7 @@ def test_every_query_rule_agrees(query_rule):
 
 
 def test_a_batch_of_heads_with_lists_of_very_different_lengths_agrees():
-    grid = BlockGrid((4, 8, 12), (4, 4, 4))
+    grid = BlockGrid((4, 5, 12), (4, 4, 4))
     mask = random_mask(grid, grid, 0.2, batch=2, heads=2)
     mask[0, 1] = True
     mask[1, 0] = torch.eye(grid.num_blocks, dtype=torch.bool)
@@ -117,6 +118,8 @@ def test_dead_and_popular_blocks_and_empty_lists_agree(dtype, monkeypatch):
         assert (grid.permute(result[name]).unflatten(2, (grid.num_blocks, -1))[:, 0, 1] == 0).all()
 
 
+# What the interpreter computes for the gradients of padding keys overflows; it is stored nowhere.
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 @pytest.mark.parametrize("dtype", [FP16, FP32])
 def test_padding_has_no_weight_where_all_real_scores_are_far_below_zero(dtype):
     # A padding key scores 0, which is exp(200) times the weight of a real key here.
@@ -127,22 +130,22 @@ def test_padding_has_no_weight_where_all_real_scores_are_far_below_zero(dtype):
     assert_close_to_reference("triton", away, plan_of(away, grid, kv_density=1), scale=0.25)
 
 
-def test_gradients_of_padding_keys_are_exact_zeros(monkeypatch):
+def test_gradients_of_tile_major_padding_are_exact_zeros(monkeypatch):
     grid = (3, 5, 6)
     inputs = qkv(grid, 16)
     plan = plan_of(inputs, grid, kv_density=0.5)
     q, k, v = (plan.kv_grid.permute(x.detach()).requires_grad_() for x in (inputs.q, inputs.k, inputs.v))
     poison_empty(monkeypatch)
-    out = triton.attend(q, k, v, plan, triton.prepare(plan), scale=0.25)
-    dk, dv = torch.autograd.grad(out, (k, v), torch.ones_like(out))
+    tables = triton.prepare(plan, head_dim=16, dtype=FP32, is_tiled=True)
+    out = triton.attend_tokens(q, k, v, tables, scale=0.25)
     is_padding = plan.kv_grid.token_of_slot(DEVICE).flatten() < 0
-    assert (dk[:, :, is_padding] == 0).all()
-    assert (dv[:, :, is_padding] == 0).all()
-    assert (dv[:, :, ~is_padding] != 0).any()
+    for x in (out, *torch.autograd.grad(out, (q, k, v), torch.ones_like(out))):
+        assert (x[:, :, is_padding] == 0).all()
+        assert (x[:, :, ~is_padding] != 0).any()
 
 
 def test_gradients_of_pruned_queries_are_exact_zeros(monkeypatch):
-    grid = (5, 7, 6)
+    grid = (5, 3, 6)
     inputs = qkv(grid, 16)
     plan = plan_of(inputs, grid, kv_density=0.5)
     poison_empty(monkeypatch)
@@ -152,16 +155,8 @@ def test_gradients_of_pruned_queries_are_exact_zeros(monkeypatch):
     assert (dq[kept] != 0).any(-1).all()
 
 
-def test_zero_fill_agrees_and_fills_zeros():
-    grid = (4, 6, 5)
-    inputs = qkv(grid, 16)
-    plan = plan_of(inputs, grid, kv_density=0.5, fill="zero")
-    result = assert_close_to_reference("triton", inputs, plan)
-    assert (result["o"][plan.source_of_token() < 0] == 0).all()
-
-
 @pytest.mark.parametrize(
-    ("grid", "dtype"), [((5, 7, 9), FP16), ((5, 6, 4), FP32), ((1, 4, 4), FP32), ((4, 4, 4), FP32), ((4, 4, 4), FP16)]
+    ("grid", "dtype"), [((5, 4, 9), FP16), ((5, 6, 4), FP32), ((1, 4, 4), FP32), ((4, 4, 4), FP32), ((4, 4, 4), FP16)]
 )
 def test_all_rows_and_all_blocks_equal_dense_attention(grid, dtype, monkeypatch):
     inputs = qkv(grid, 16, dtype, heads=1)
@@ -176,64 +171,34 @@ def test_all_rows_and_all_blocks_equal_dense_attention(grid, dtype, monkeypatch)
         assert max_error(result, dense[name]) <= budgets[name], name
 
 
-def test_inputs_and_gradients_need_not_be_contiguous():
-    grid = (4, 5, 6)
-    inputs = qkv(grid, 16)
-    plan = plan_of(inputs, grid, kv_density=0.5)
-    expected = run("triton", inputs, plan)
-    strided = replace(
-        inputs,
-        **{
-            name: getattr(inputs, name).detach().transpose(1, 2).contiguous().transpose(1, 2)
-            for name in ("q", "k", "v")
-        },
-        do=inputs.do.transpose(2, 3).contiguous().transpose(2, 3),
-    )
-    assert not any(x.is_contiguous() for x in vars(strided).values())
-    for x in (strided.q, strided.k, strided.v):
-        x.requires_grad_()
-    for name, result in run("triton", strided, plan).items():
-        assert torch.equal(result, expected[name]), name
-
-
-def test_two_runs_give_the_same_bits():
-    inputs = qkv((4, 6, 8), 16, FP16)
-    plan = plan_of(inputs, (4, 6, 8), kv_density=0.4)
-    first, second = run("triton", inputs, plan), run("triton", inputs, plan)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_only_the_gradients_asked_for_are_computed(monkeypatch):
-    from bsa_kernels.block_sparse import triton_backward
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("not asked for")
-
+def test_a_tensor_without_gradient_changes_no_other_s():
     inputs = qkv((4, 4, 5), 16)
     plan = plan_of(inputs, (4, 4, 5))
     expected = run("triton", inputs, plan)
-    frozen_q = inputs.q.detach()
-    monkeypatch.setattr(triton_backward, "launch_grad_q", refuse)
-    out = block_sparse_attention(frozen_q, inputs.k, inputs.v, plan, engine="triton")
+    out = block_sparse_attention(inputs.q.detach(), inputs.k.detach(), inputs.v, plan, engine="triton")
     assert torch.equal(torch.autograd.grad(out, inputs.v, inputs.do)[0], expected["dv"])
 
 
-def test_log_sum_exp_is_in_base_two_and_minus_infinity_for_a_row_that_sees_nothing():
-    from bsa_kernels.block_sparse.triton_forward import launch_forward
+@pytest.mark.parametrize(("group", "transposed"), [(1, False), (1, True), (2, False)])
+def test_log_sum_exp_is_in_base_two_and_infinity_where_nothing_is_seen(group, transposed):
+    from bsa_kernels.block_sparse.triton_attend import launch_attend
 
     grid = BlockGrid((4, 4, 9), (4, 4, 4))
     mask = torch.ones(1, 1, grid.num_blocks, grid.num_blocks, dtype=torch.bool, device=DEVICE)
     mask[:, :, 1] = False
     plan = hand_plan(grid, grid, mask, keep=0.3)
     inputs = qkv(grid.grid, 16, heads=1)
-    q, k, v = (grid.permute(x.detach()) for x in (inputs.q, inputs.k, inputs.v))
-    _, lse = launch_forward(q, k, v, triton.prepare(plan), scale=0.25)
-    scores = 0.25 * plan.gather_kept(q).flatten(2, 3) @ k.transpose(-1, -2)
+    tiles = make_tiles(32, keys=32, group=group, transposed=transposed)
+    tables = triton.prepare(plan, head_dim=16, dtype=FP32, tiles=tiles)
+    q, k, v = (x.detach() for x in (inputs.q, inputs.k, inputs.v))
+    _, lse = launch_attend(q, k, v, tables, scale=0.25)
+    scores = 0.25 * plan.gather_kept(grid.permute(q)).flatten(2, 3) @ grid.permute(k).transpose(-1, -2)
     expected = scores.masked_fill(~prepare(plan), -math.inf).logsumexp(-1).view_as(lse) / math.log(2)
-    has_row = plan.kept_slots >= 0
-    assert torch.allclose(lse[has_row], expected[has_row], rtol=1e-5)
-    assert (lse[:, :, 1] == -math.inf).all()
-    assert (lse[~has_row] == -math.inf).all()
+    sees = (plan.kept_slots >= 0) & plan.block_mask.any(-1, keepdim=True)
+    assert torch.allclose(lse[sees], expected[sees], rtol=1e-5)
+    assert (lse[~sees] == math.inf).all()
+    assert (~sees[:, :, 1]).all()
+    assert (~sees[:, :, 2]).any()
 
 
 def test_executed_flop_counts_whole_tiles():
@@ -279,18 +244,21 @@ def test_the_operator_raises_with_the_reason():
         run("triton", inputs, full_plan(1, 2, BlockGrid((4, 4, 4), (4, 4, 4)), device=DEVICE))
 
 
-def test_kernels_compile_for_ampere_hopper_and_blackwell():
-    records = compile_all(capabilities=[80, 90, 100], head_dims=[64, 128], rows=[32, 64], dtypes=["bf16"])
-    assert len(records) == 3 * 2 * 2 * 3
-    for record in records:
-        # What consumer GPUs of compute capability 8.6 and 8.9 have; see CONFIGS.
-        assert record["shared_bytes"] <= 99 * 1024, record
-        assert record["stack_bytes"] <= 64, f"registers spill: {record}"
-        if record["capability"] == 90 and (record["K"] == 64 or record["kernel"] == "grad_kv"):
-            assert record["has_wgmma"], record
-
-
 @pytest.mark.slow
-def test_kernels_compile_in_every_format_and_for_the_largest_heads():
-    assert len(compile_all(capabilities=[80, 90], head_dims=[256], rows=[128], dtypes=["fp16"])) == 6
-    assert len(compile_all(capabilities=[80], head_dims=[128, 256], rows=[32], dtypes=["fp32"])) == 6
+def test_shipped_kernels_compile_for_hopper_without_spills_to_wgmma_and_full_pipelines(tmp_path):
+    def kept(name, head_dim):
+        # With padding at the larger head size, which has fewer registers to spare.
+        return name.startswith(("attend", "grad_")) and head_dim < 256 and (head_dim == 128 or "padded" not in name)
+
+    wanted = [each for each in shipped(dtype="bf16", arch="sm_90") if kept(each.name, each.constexprs["D"])]
+    assert len(wanted) == 4 * 2 * 2 + 3 * 2  # padding changes nothing in grad_kv
+    jobs = [(KernelConfig.model_validate(asdict(each)), "sm_90") for each in wanted]
+    for done in compile_all(jobs, Settings(tmp_path)):
+        assert isinstance(done, Compiled), f"{done.config.name}: {done.message}"
+        name, reading = done.config.name, read(done)
+        assert reading.main is not None, name
+        assert not done.record.stack_bytes, f"{name}: {done.record.stack_bytes} bytes of stack"
+        assert not reading.main.count("spill load") + reading.main.count("spill store"), name
+        assert reading.tensor_classes == ("wgmma",), f"{name}: {reading.tensor_classes}"
+        walked = {"k", "v"} if name.startswith(("attend", "grad_q")) else {"q", "do"}
+        assert {b.name: b.depth for b in reading.tile_buffers} == dict.fromkeys(walked, done.config.num_stages), name

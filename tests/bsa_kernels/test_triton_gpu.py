@@ -86,7 +86,7 @@ def test_heads_beyond_two_to_the_31_numbers_are_computed_like_any_other():
     assert heads * head_dim * grid[0] * grid[1] * grid[2] > 1 << 31
     inputs = qkv(grid, head_dim, BF16, heads=1)
     plan = make_bsa_plan(inputs.q, inputs.k, grid=grid, kv_density=0.01)
-    tables = ("kept_slots", "num_kept", "fill", "kv_counts", "kv_indices")
+    tables = ("kept_slots", "num_kept", "fill", "block_bits")
     wide = replace(
         plan,
         **{name: getattr(plan, name).expand(-1, heads, *[-1] * (getattr(plan, name).dim() - 2)) for name in tables},

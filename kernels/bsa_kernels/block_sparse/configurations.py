@@ -1,54 +1,82 @@
-"""Every configuration of the block-sparse kernels that a user's call can come to, and those that compete with them.
+"""Every configuration of the kernels that a user's call can come to, and those that compete with them.
 
-One place for tools that compile kernels without launching them: `shipped` is what `tiles` chooses, `candidates` are the
-tiles that were weighed against it (the space that tuning searches). Nothing here imports Triton.
+One place for tools that compile kernels without launching them: `shipped` is what the table of tiles chooses,
+`candidates` are the tiles that were weighed against it (the space that tuning searches). Nothing here imports Triton.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
 
-from bsa_kernels.block_sparse.tiles import Kernel, Tile, constants_of, tile_for
+import torch
+
+from bsa_kernels.block_sparse.constants import (
+    Constants,
+    block_constants,
+    grad_kv_constants,
+    padded_block,
+    precision_of,
+    walk_constants,
+)
+from bsa_kernels.block_sparse.lists import group_grid
+from bsa_kernels.block_sparse.tables import Layout
+from bsa_kernels.block_sparse.tile_table import Arch, Kernel, Tile, Tiles, tiles_for
+from bsa_kernels.bsa.fused import bits_options, moments_options, pool_options
+from bsa_kernels.grid import BlockGrid
 
 Format = Literal["fp16", "bf16", "fp32"]
+DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
-FUNCTIONS: dict[str, str] = {
-    "forward": "bsa_kernels.block_sparse.triton_forward:forward_kernel",
-    "grad_q": "bsa_kernels.block_sparse.triton_backward:grad_q_kernel",
-    "grad_kv": "bsa_kernels.block_sparse.triton_backward:grad_kv_kernel",
-    "delta": "bsa_kernels.block_sparse.triton_backward:delta_kernel",
+_PACKAGE = Path(__file__).parents[1]
+#: Module and function of each kernel, below `bsa_kernels`.
+FUNCTIONS: dict[str, tuple[str, str]] = {
+    "attend": ("block_sparse.triton_attend", "attend_kernel"),
+    "grad_q": ("block_sparse.triton_gradients", "grad_q_kernel"),
+    "grad_kv": ("block_sparse.triton_gradients", "grad_kv_kernel"),
+    "grad_fused": ("block_sparse.triton_gradients", "grad_kv_kernel"),
+    "pack_rows": ("block_sparse.triton_gradients", "pack_rows_kernel"),
+    "spread_grad_q": ("block_sparse.triton_gradients", "spread_grad_q_kernel"),
+    "pool": ("bsa.triton_pool", "pool_kernel"),
+    "moments": ("bsa.triton_select", "moments_kernel"),
+    "bits": ("bsa.triton_select", "bits_kernel"),
 }
 HEAD_DIMS = (64, 128, 256)
 # All rows of a block of (4, 4, 4), and the half that pruning keeps.
 KEPT_ROWS = (64, 32)
-BLOCK = 64
+_SIDES = (4, 4, 4)
+_BLOCK = 64
 
-_TABLES = ("slots_ptr", "counts_ptr", "lists_ptr", "real_ptr")
-_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "forward": ("q_ptr", "k_ptr", "v_ptr", "o_ptr", "lse_ptr", *_TABLES, "num_q", "num_kv", "score_scale"),
-    "grad_q": (
-        *("q_ptr", "k_ptr", "v_ptr", "do_ptr", "lse_ptr", "delta_ptr", "dq_ptr", *_TABLES),
-        *("num_q", "num_kv", "scale", "score_scale"),
-    ),
-    "grad_kv": (
-        *("q_ptr", "k_ptr", "v_ptr", "do_ptr", "lse_ptr", "delta_ptr", "dk_ptr", "dv_ptr", *_TABLES),
-        *("num_q", "num_kv", "scale", "score_scale"),
-    ),
-    "delta": ("o_ptr", "do_ptr", "delta_ptr", "slots_ptr", "num_rows"),
+_SINGLES = {
+    "lse_ptr",
+    "delta_ptr",
+    "dq_kept_ptr",
+    "pooled_q_ptr",
+    "pooled_k_ptr",
+    "mean_ptr",
+    "moments_ptr",
+    "largest_ptr",
 }
-_SINGLES = {"lse_ptr", "delta_ptr"}
+_TOKENS = {"q_ptr", "k_ptr", "v_ptr", "o_ptr", "do_ptr", "q_kept_ptr", "do_kept_ptr", "dq_ptr", "dk_ptr", "dv_ptr"}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a launch works on, for predictions: `kv_density` is the share of KV blocks in an average list."""
+    """What a launch works on, for predictions.
+
+    `kv_density` is the share of KV blocks in an average list of a query block; `union_efficiency` the share of a union
+    that an average member asked for (measured on two clips: 0.68 to 0.86 for pairs).
+    """
 
     tokens: int = 153_600
     heads: int = 12
     batch: int = 1
     kv_density: float = 0.1
+    union_efficiency: float = 0.75
 
 
 @dataclass(frozen=True)
@@ -67,146 +95,247 @@ class Work:
 class Configuration:
     """One compilation of a kernel.
 
-    `signature` gives the type of each argument that is no constant, as Triton writes it (`*bf16`, `i32`); pointers are
-    divisible by 16. `maxnreg` caps registers a thread.
+    `signature` gives the type of each argument that is no constant, as Triton writes it (`*bf16`, `i32`);
+    `divisible_by_16` names those that are multiples of 16: pointers, and strides of tensors whose head size is one.
+    `maxnreg` caps registers a thread.
     """
 
     name: str
     kernel: str
     signature: dict[str, str]
-    constexprs: dict[str, int | bool | str]
+    constexprs: dict[str, Any]
     num_warps: int
     num_stages: int
     maxnreg: int | None
-    work: Work
+    divisible_by_16: tuple[str, ...]
+    work: Work | None
 
 
-def shipped(shape: Shape | None = None, *, dtype: Format = "bf16") -> list[Configuration]:
-    """The configurations that calls come to with blocks of 64 tokens, whole ones and (`-masked`) padded ones."""
-    shape = shape or Shape()
-    found = []
-    for kernel in ("forward", "grad_q", "grad_kv"):
-        for head_dim in HEAD_DIMS:
-            for kept in KEPT_ROWS:
-                tile = tile_for(kernel, kept_rows=kept, block_keys=BLOCK, head_dim=head_dim, is_fp32=dtype == "fp32")
-                for masked in (False, True):
-                    name = f"{kernel}-{dtype}-d{head_dim}-k{kept}{'-masked' if masked else ''}"
-                    found.append(_walking(name, kernel, tile, shape, kept, BLOCK, dtype, masked=masked))
-    found += [_delta(head_dim, shape, dtype) for head_dim in HEAD_DIMS]
+def shipped(shape: Shape | None = None, *, dtype: Format = "bf16", arch: Arch = "sm_90") -> list[Configuration]:
+    """The configurations that calls come to with blocks of 64 tokens, on grids without and (`-padded`) with padding.
+
+    At head size 256 those without. The kernels beside the attention are listed once for each form that differs.
+    """
+    case = _Case(shape or Shape(), dtype)
+    found: list[Configuration] = []
+    for head_dim in HEAD_DIMS:
+        for kept in KEPT_ROWS:
+            tiles = tiles_for(arch=arch, head_dim=head_dim, kept_rows=kept, block_keys=_BLOCK, dtype=DTYPES[dtype])
+            for pads in (False, True) if head_dim < max(HEAD_DIMS) else (False,):
+                layout = case.layout(tiles, kept, pads=pads)
+                suffix = f"{dtype}-d{head_dim}-k{kept}{'-padded' if pads else ''}"
+                found += [
+                    case.walking(f"{kernel}-{suffix}", kernel, layout, tile, kept, head_dim)
+                    for kernel, tile in _by_kernel(tiles).items()
+                    # Padding changes nothing in the one; the other is not offered for such heads, it would spill.
+                    if not (kernel == "grad_kv" and pads)
+                    and not (kernel == "grad_fused" and head_dim == max(HEAD_DIMS))
+                ]
+                if not pads or kept == _BLOCK:
+                    found += [
+                        case.beside(f"{kernel}-{suffix}", kernel, layout, kept, head_dim)
+                        for kernel in ("pack_rows", "spread_grad_q")
+                    ]
+        found += case.selecting(head_dim)
     return found
 
 
-# kernel -> head size -> (rows, keys, warps, stages, register cap); more than 64 rows or keys mean a block of so many.
-_CANDIDATES: dict[tuple[Kernel, int], Iterable[tuple[int, int, int, int, int | None]]] = {
-    ("forward", 64): (
-        *((64, 64, 4, stages, None) for stages in (1, 2, 3, 4)),
-        *((64, 128, 4, 2, None), (128, 64, 8, 2, None), (128, 128, 8, 2, None), (128, 128, 8, 2, 128)),
-        *((32, 64, 4, 1, None), (32, 64, 4, 2, None)),
+# (kernel, head size, kept rows) -> (group or pack, rows, keys, warps, stages, register cap, transposed).
+_Sides = tuple[int, int, int, int, int, int | None, bool]
+_CANDIDATES: dict[tuple[Kernel, int, int], Iterable[_Sides]] = {
+    ("attend", 64, 64): (
+        *((1, 64, 64, 4, stages, None, False) for stages in (1, 2, 3)),
+        *((2, 128, 64, 8, 2, None, False), (2, 128, 64, 8, 2, 128, False)),
+        *((1, 64, 128, 4, 2, None, False), (2, 128, 128, 8, 2, None, False), (2, 128, 128, 8, 2, 128, False)),
     ),
-    ("forward", 128): (
-        *((64, 64, 4, stages, None) for stages in (1, 2, 3, 4)),
-        *((64, 32, 4, 2, None), (64, 32, 4, 3, None), (64, 128, 4, 1, None), (64, 128, 4, 2, None)),
-        *((128, 64, 4, 2, None), (128, 64, 8, 2, None), (128, 64, 8, 2, 128), (128, 64, 8, 3, None)),
-        *((128, 128, 8, 2, None), (128, 128, 8, 3, None), (128, 128, 8, 2, 128)),
-        *((32, 64, 4, 1, None), (32, 64, 4, 2, None)),
+    ("attend", 64, 32): (
+        *((2, 64, 64, 4, stages, None, False) for stages in (1, 2, 3)),
+        *((4, 128, 64, 8, 2, None, False), (1, 32, 64, 4, 2, None, True), (1, 32, 64, 4, 2, None, False)),
     ),
-    ("grad_q", 64): ((64, 64, 4, 2, None), (128, 64, 8, 2, None), (32, 64, 4, 2, None)),
-    ("grad_q", 128): (
-        *((64, 64, 4, 1, None), (64, 64, 4, 2, None), (64, 64, 4, 3, None), (64, 32, 4, 2, None)),
-        *((128, 64, 4, 2, None), (128, 64, 8, 2, None), (128, 128, 8, 2, None)),
-        *((32, 64, 4, 1, None), (32, 64, 4, 2, None), (32, 32, 4, 2, None)),
+    ("attend", 128, 64): (
+        *((1, 64, 64, 4, stages, None, False) for stages in (1, 2, 3, 4)),
+        *((1, 64, 32, 4, 2, None, False), (2, 128, 64, 4, 2, None, False), (2, 128, 64, 8, 2, None, False)),
+        *((2, 128, 64, 8, 2, 128, False), (2, 128, 64, 8, 3, None, False)),
+        *((1, 64, 128, 4, stages, None, False) for stages in (1, 2)),
+        *((2, 128, 128, 8, 2, None, False), (2, 128, 128, 8, 3, None, False), (2, 128, 128, 8, 2, 128, False)),
     ),
-    ("grad_kv", 64): (*((64, 64, 4, 2, None), (64, 128, 8, 2, None), (128, 128, 8, 2, None), (32, 64, 4, 2, None)),),
-    ("grad_kv", 128): (
-        *((64, 64, 4, 1, None), (64, 64, 4, 2, None), (64, 64, 8, 2, None)),
-        *((32, 64, 4, 1, None), (32, 64, 4, 2, None), (32, 64, 4, 3, None)),
-        *((64, 128, 4, 2, None), (64, 128, 8, 2, None), (64, 128, 8, 3, None)),
-        *((128, 64, 8, 2, None), (128, 128, 8, 2, None)),
+    ("attend", 128, 32): (
+        *((2, 64, 64, 4, stages, None, False) for stages in (1, 2, 3)),
+        *((2, 64, 32, 4, 2, None, False), (4, 128, 64, 8, 1, None, False), (4, 128, 64, 8, 2, None, False)),
+        *((1, 32, 64, 4, stages, None, transposed) for transposed in (False, True) for stages in (1, 2)),
+    ),
+    ("grad_q", 64, 32): (
+        (2, 64, 64, 4, 2, None, False),
+        (2, 64, 32, 4, 2, None, False),
+        (4, 128, 64, 8, 2, None, False),
+    ),
+    ("grad_q", 128, 64): (
+        *((1, 64, 64, 4, stages, None, False) for stages in (1, 2, 3)),
+        *((1, 64, 32, 4, 2, None, False), (2, 128, 64, 4, 2, None, False), (2, 128, 64, 8, 2, None, False)),
+        (2, 128, 128, 8, 2, None, False),
+    ),
+    ("grad_q", 128, 32): (
+        *((2, 64, 64, 4, 2, None, False), (2, 64, 32, 4, 2, None, False), (4, 128, 64, 8, 2, None, False)),
+        *((1, 32, 64, 4, 1, None, False), (1, 32, 64, 4, 2, None, False)),
+    ),
+    ("grad_kv", 64, 32): ((1, 32, 64, 4, 2, None, False), (2, 64, 64, 4, 2, None, False)),
+    ("grad_q", 64, 64): ((1, 64, 64, 4, 2, None, False), (2, 128, 64, 8, 2, None, False)),
+    ("grad_kv", 64, 64): (
+        *((1, 64, 128, 8, 2, None, False), (2, 128, 128, 8, 2, None, False)),
+        (1, 64, 64, 4, 2, None, False),
+        (1, 32, 64, 4, 2, None, False),
+    ),
+    ("grad_kv", 128, 64): (
+        *((1, 64, 64, 4, stages, None, False) for stages in (1, 2, 3)),
+        *((1, 64, 64, 8, 2, None, False), (1, 32, 64, 4, 2, None, False), (1, 64, 128, 4, 2, None, False)),
+        *((1, 64, 128, 8, 2, None, False), (1, 64, 128, 8, 3, None, False), (2, 128, 64, 8, 2, None, False)),
+        (2, 128, 128, 8, 2, None, False),
+    ),
+    ("grad_kv", 128, 32): (
+        *((1, 32, 64, 4, stages, None, False) for stages in (1, 2, 3)),
+        *((2, 64, 64, 4, 2, None, False), (2, 64, 64, 8, 2, None, False)),
+    ),
+    ("grad_fused", 64, 32): ((1, 32, 64, 4, 2, None, False), (2, 64, 64, 4, 2, None, False)),
+    ("grad_fused", 128, 64): (
+        (1, 64, 64, 4, 2, None, False),
+        (1, 64, 64, 8, 2, None, False),
+        (1, 32, 64, 4, 2, None, False),
+    ),
+    ("grad_fused", 128, 32): (
+        *((1, 32, 64, 4, stages, None, False) for stages in (1, 2)),
+        *((2, 64, 64, 4, 2, None, False), (2, 64, 64, 8, 2, None, False)),
     ),
 }
 
 
-def candidates(shape: Shape | None = None, *, dtype: Format = "bf16") -> list[Configuration]:
-    """The tiles that were weighed for each kernel at head sizes 64 and 128, unmasked, ROWSxKEYS in their names."""
-    shape = shape or Shape()
+def candidates(shape: Shape | None = None, *, dtype: Format = "bf16", arch: Arch = "sm_90") -> list[Configuration]:
+    """The tiles that were weighed for each kernel at head sizes 64 and 128, on grids without padding.
+
+    Their names: kernel, head size, kept rows of a block, blocks of a group (g) or a step (p), ROWSxKEYS, warps, stages,
+    register cap (r), `t` for transposed. More than 64 keys mean KV blocks of so many.
+    """
+    case = _Case(shape or Shape(), dtype)
     found = []
-    for (kernel, head_dim), tiles in _CANDIDATES.items():
-        for rows, keys, warps, stages, maxnreg in tiles:
-            cap = f"-r{maxnreg}" if maxnreg else ""
-            name = f"{kernel}-{dtype}-d{head_dim}-{rows}x{keys}-w{warps}-s{stages}{cap}"
-            tile = Tile(rows, keys, head_dim, warps, stages)
-            found.append(_walking(name, kernel, tile, shape, rows, max(BLOCK, keys), dtype, maxnreg=maxnreg))
+    for (kernel, head_dim, kept), tiles in _CANDIDATES.items():
+        base = tiles_for(arch=arch, head_dim=head_dim, kept_rows=kept, block_keys=_BLOCK, dtype=DTYPES[dtype])
+        for many, rows, keys, warps, stages, maxnreg, transposed in tiles:
+            is_walk = kernel in {"attend", "grad_q"}
+            tile = Tile(rows, keys, warps, stages, transposed=transposed, maxnreg=maxnreg)
+            tile = replace(tile, group=many) if is_walk else replace(tile, pack=many)
+            every = replace(base, attend=tile, grad_q=tile) if is_walk else base
+            name = (
+                f"{kernel}-{dtype}-d{head_dim}-k{kept}-{'g' if is_walk else 'p'}{many}-{rows}x{keys}-w{warps}-s{stages}"
+                f"{f'-r{maxnreg}' if maxnreg else ''}{'-t' if transposed else ''}"
+            )
+            found.append(
+                case.walking(name, kernel, case.layout(every, kept, pads=False, keys=keys), tile, kept, head_dim)
+            )
     return found
 
 
-def _walking(
-    name: str,
-    kernel: Kernel,
-    tile: Tile,
-    shape: Shape,
-    kept: int,
-    block_keys: int,
-    dtype: Format,
-    *,
-    masked: bool = False,
-    maxnreg: int | None = None,
-) -> Configuration:
-    """A kernel that walks lists, at `kept` rows of query blocks of at least 64 tokens."""
-    block_rows = max(BLOCK, kept)
-    # The head size is the tile's: 64, 128 and 256 need no padding.
-    constants = constants_of(
-        tile,
-        block_rows=block_rows,
-        block_keys=block_keys,
-        kept_rows=kept,
-        head_dim=tile.head_dim,
-        has_partial_blocks=masked,
-        is_fp32=dtype == "fp32",
-    )
-    heads = shape.batch * shape.heads
-    num_q, num_kv = -(-shape.tokens // block_rows), -(-shape.tokens // block_keys)
-    row_tiles, key_tiles = -(-kept // tile.rows), -(-block_keys // tile.keys)
-    row_bytes = tile.head_dim * (4 if dtype == "fp32" else 2)
-    kept_bytes, all_bytes = heads * num_q * kept * row_bytes, heads * shape.tokens * row_bytes
-    if kernel == "grad_kv":
-        # q and do of kept rows in; k, v in and dk, dv out.
-        programs, trips = heads * num_kv * key_tiles, shape.kv_density * num_q * row_tiles
-        moved = 2 * kept_bytes + 4 * all_bytes
-    else:
-        # k and v in; q in and o out, or q and do in and dq out.
-        programs, trips = heads * num_q * row_tiles, shape.kv_density * num_kv * key_tiles
-        moved = 2 * all_bytes + (2 if kernel == "forward" else 3) * kept_bytes
-    return Configuration(
-        name=name,
-        kernel=FUNCTIONS[kernel],
-        signature=_signature(kernel, dtype),
-        constexprs=constants,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        maxnreg=maxnreg,
-        work=Work(programs, trips, moved),
-    )
+def _by_kernel(tiles: Tiles) -> dict[Kernel, Tile]:
+    return {"attend": tiles.attend, "grad_q": tiles.grad_q, "grad_kv": tiles.grad_kv, "grad_fused": tiles.grad_fused}
 
 
-def _delta(head_dim: int, shape: Shape, dtype: Format) -> Configuration:
-    rows = shape.batch * shape.heads * shape.tokens
-    return Configuration(
-        name=f"delta-{dtype}-d{head_dim}",
-        kernel=FUNCTIONS["delta"],
-        signature=_signature("delta", dtype),
-        constexprs={"D": head_dim, "ROWS": BLOCK, "BLOCK_D": head_dim},
-        num_warps=4,
-        num_stages=3,
-        maxnreg=None,
-        work=Work(-(-rows // BLOCK), 1, 2 * rows * head_dim * (4 if dtype == "fp32" else 2)),
-    )
+@dataclass(frozen=True)
+class _Case:
+    """A shape and a number format."""
+
+    shape: Shape
+    dtype: Format
+
+    def layout(self, tiles: Tiles, kept: int, *, pads: bool, keys: int = _BLOCK) -> Layout:
+        blocks = 2 * -(-self.shape.tokens // (2 * _BLOCK))
+        grid = BlockGrid((4, 4, 4 * blocks - int(pads)), _SIDES)
+        kv_grid = BlockGrid(grid.grid, (4, 4, 4 * max(keys // _BLOCK, 1)))
+        return Layout(grid, kv_grid, is_tiled=False, fills=pads or kept < _BLOCK, tiles=tiles)
+
+    def walking(self, name: str, kernel: Kernel, layout: Layout, tile: Tile, kept: int, head_dim: int) -> Configuration:
+        """A kernel that walks lists."""
+        sizes: dict[str, Any] = {"kept_rows": kept, "head_dim": head_dim, "dtype": DTYPES[self.dtype]}
+        constants: Constants
+        if kernel in {"attend", "grad_q"}:
+            constants = walk_constants(layout, tile, **sizes)
+            if kernel == "attend":
+                constants["TRANSPOSED"] = tile.transposed
+        else:
+            constants = grad_kv_constants(layout, tile, **sizes, is_fused=kernel == "grad_fused")
+        work = self._work(kernel, layout, tile, kept, head_dim)
+        return self._configuration(name, kernel, constants, tile.options, work)
+
+    def beside(self, name: str, kernel: str, layout: Layout, kept: int, head_dim: int) -> Configuration:
+        """A kernel with a program for each query block; they have no loop, so no prediction."""
+        constants = block_constants(layout, kept_rows=kept, head_dim=head_dim)
+        if kernel == "pack_rows":
+            constants["PRECISION"] = precision_of(DTYPES[self.dtype])
+        return self._configuration(name, kernel, constants, {"num_warps": 4, "num_stages": 3}, None)
+
+    def selecting(self, head_dim: int) -> list[Configuration]:
+        """The kernels of the selection, at half of the queries kept."""
+        grid = BlockGrid((4, 4, 4 * -(-self.shape.tokens // _BLOCK)), _SIDES)
+        pool = pool_options(
+            grid, grid, query_keep=0.5, zero_fill=False, tiled=False, head_dim=head_dim, dtype=DTYPES[self.dtype]
+        )
+        every = {"pool": pool, "moments": moments_options(head_dim), "bits": bits_options(head_dim)}
+        found = []
+        for kernel, options in every.items():
+            compiler = {key: value for key, value in options.items() if key in {"num_warps", "num_stages"}}
+            constants = {key: value for key, value in options.items() if key not in compiler}
+            name = f"{kernel}-{self.dtype}-d{head_dim}"
+            found.append(self._configuration(name, kernel, constants, {"num_stages": 3, **compiler}, None))
+        return found
+
+    def _work(self, kernel: Kernel, layout: Layout, tile: Tile, kept: int, head_dim: int) -> Work:
+        shape = self.shape
+        heads, blocks, num_q = shape.batch * shape.heads, layout.kv_grid.num_blocks, layout.q_grid.num_blocks
+        key_tiles = padded_block(layout) // tile.keys
+        row_bytes = head_dim * (4 if self.dtype == "fp32" else 2)
+        kept_bytes, all_bytes = heads * num_q * kept * row_bytes, heads * shape.tokens * row_bytes
+        listed = shape.kv_density * blocks
+        if kernel in {"attend", "grad_q"}:
+            row_tiles = -(-kept // tile.rows) if tile.group == 1 else 1
+            groups = group_grid(layout.q_grid, tile.group).num_blocks
+            union = listed / shape.union_efficiency if tile.group > 1 else listed
+            # k and v in; q in and o out, or q and do in and dq out.
+            moved = 2 * all_bytes + (kept_bytes + all_bytes if kernel == "attend" else 2 * kept_bytes + all_bytes)
+            return Work(heads * groups * row_tiles, union * key_tiles, moved)
+        choosing = shape.kv_density * num_q
+        steps = choosing * -(-kept // tile.rows) if tile.pack == 1 else choosing / tile.pack
+        # q and do of kept rows in; k, v in and dk, dv out; fused, dq in fp32 written and read.
+        sums = 2 * kept_bytes * 4 // (4 if self.dtype == "fp32" else 2) if kernel == "grad_fused" else 0
+        return Work(heads * blocks * key_tiles, steps, 2 * kept_bytes + 4 * all_bytes + sums)
+
+    def _configuration(
+        self, name: str, kernel: str, constants: dict[str, Any], options: dict[str, Any], work: Work | None
+    ) -> Configuration:
+        module, function = FUNCTIONS[kernel]
+        # The selection works on pooled rows, in fp32, but for its first kernel.
+        tokens = "fp32" if kernel in {"moments", "bits"} else self.dtype
+        signature = {name: _type_of(name, tokens) for name in _arguments(module, function) if name not in constants}
+        return Configuration(
+            name=name,
+            kernel=f"bsa_kernels.{module}:{function}",
+            signature=signature,
+            constexprs=constants,
+            num_warps=options["num_warps"],
+            num_stages=options["num_stages"],
+            maxnreg=options.get("maxnreg"),
+            divisible_by_16=tuple(name for name in signature if name.endswith(("_ptr", "_b", "_h", "_l"))),
+            work=work,
+        )
 
 
-def _signature(kernel: str, dtype: Format) -> dict[str, str]:
-    return {name: _type_of(name, dtype) for name in _ARGUMENTS[kernel]}
+@lru_cache(maxsize=32)
+def _arguments(module: str, function: str) -> tuple[str, ...]:
+    """The arguments of a kernel, from its source: importing it would import Triton."""
+    source = (_PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    (found,) = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return tuple(argument.arg for argument in found.args.args)
 
 
-def _type_of(name: str, dtype: Format) -> str:
+def _type_of(name: str, tokens: Format) -> str:
     if name.endswith("_ptr"):
-        return "*i32" if name in _TABLES else "*fp32" if name in _SINGLES else f"*{dtype}"
-    return "fp32" if name.endswith("scale") else "i32"
+        if name in _TOKENS:
+            return f"*{tokens}"
+        return "*fp32" if name in _SINGLES else "*i64" if name == "starts_ptr" else "*i32"
+    return "fp32" if name.endswith("scale") or name in {"quantile", "sign", "tolerance"} else "i32"

@@ -80,7 +80,7 @@ def select_queries(
     n, m = grid.num_blocks, grid.block_size
     real = grid.real_counts(q_tiles.device)
     if query_keep == 1:
-        slots = torch.arange(m, device=q_tiles.device)
+        slots = torch.arange(m, dtype=torch.int32, device=q_tiles.device)
         kept = (slots < real.unsqueeze(-1)).expand(b, h, n, m)
         every = torch.where(kept, slots, -1)
         return QuerySelection(every, real.expand(b, h, n), every, kept)
@@ -89,14 +89,23 @@ def select_queries(
     kept_member = rank < groups.keep.unsqueeze(-1)
     kept = _scatter_members(kept_member, groups, m)
     position = kept.cumsum(-1) - 1
-    slots = torch.arange(m, device=q.device).expand_as(position)
-    kept_slots = torch.full((b, h, n, groups.max_kept + 1), -1, dtype=torch.int64, device=q.device)
+    slots = torch.arange(m, dtype=torch.int32, device=q.device).expand_as(position)
+    kept_slots = torch.full((b, h, n, groups.max_kept + 1), -1, dtype=torch.int32, device=q.device)
     kept_slots = kept_slots.scatter_(-1, torch.where(kept, position, groups.max_kept), slots)[..., :-1]
     own = torch.where(kept, position, -1)
     if fill != "zero":
         source = _fill_source(kept_member, kept, q, groups, fill)
         own = torch.where(source >= 0, own.gather(-1, source.clamp(min=0)), -1)
-    return QuerySelection(kept_slots, groups.keep.sum(-1, dtype=torch.int32).expand(b, h, n), own, kept)
+    return QuerySelection(kept_slots, groups.keep.sum(-1, dtype=torch.int32).expand(b, h, n), own.int(), kept)
+
+
+def kept_rows(grid: BlockGrid, rule: QueryRule, query_keep: float) -> int:
+    """K: the kept rows of the block that keeps most, which is the first, for padding lies at the end of each axis."""
+    if query_keep == 1:
+        return grid.block_size
+    sides = map(min, grid.grid, grid.block)
+    points = [list(point) for point in itertools.product(*map(range, sides))]
+    return sum(_block_groups(points, grid.block, rule, query_keep).counts)
 
 
 def unit_rows(x: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bsa_kernels.bits import pack_bits
 from bsa_kernels.bsa.blocks import pool_kept, pool_real, score_blocks, select_blocks
+from bsa_kernels.bsa.fused import FusedSelection, unsupported
 from bsa_kernels.bsa.options import BsaOptions
 from bsa_kernels.bsa.queries import QuerySelection, select_queries
 from bsa_kernels.grid import BlockGrid
-from bsa_kernels.plan import BlockPlan, lists_of_mask
+from bsa_kernels.plan import BlockPlan
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was selected, before it is turned into lists: the queries, and `block_mask` [B, H, Nq, Nk] bool."""
+    """What was selected, before it is turned into a plan: the queries, and `block_mask` [B, H, Nq, Nk] bool."""
 
     queries: QuerySelection
     block_mask: Tensor
@@ -60,18 +62,36 @@ def select(q_tiles: Tensor, k_tiles: Tensor, options: BsaOptions, *, scale: floa
     )
 
 
-def build_plan(selection: Selection, options: BsaOptions) -> BlockPlan:
-    """Turn a selection into lists."""
+@torch.no_grad()
+def select_tokens(
+    q: Tensor, k: Tensor, options: BsaOptions, *, scale: float, is_tiled: bool = False
+) -> Selection | FusedSelection:
+    """Select from q and k where they are, in natural order or tile-major: by kernels where they have the options.
+
+    The kernels are those of `triton_select`; the other options are worked out in torch, from tile-major copies. Which
+    of the two runs depends on the options, the head size and the format alone; see `fused.unsupported`.
+    """
+    if unsupported(options, head_dim=q.shape[-1], dtype=q.dtype) is None:
+        from bsa_kernels.bsa import triton_select
+
+        q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+        return triton_select.select(q, k, options, scale=scale, tiled=is_tiled)
     q_grid, kv_grid = grids(options)
-    counts, indices = lists_of_mask(selection.block_mask)
+    if not is_tiled:
+        q, k = q_grid.permute(q), kv_grid.permute(k)
+    return select(q, k, options, scale=scale)
+
+
+def build_plan(selection: Selection | FusedSelection, options: BsaOptions) -> BlockPlan:
+    """Turn a selection into a plan."""
+    q_grid, kv_grid = grids(options)
     return BlockPlan(
         q_grid=q_grid,
         kv_grid=kv_grid,
         kept_slots=selection.queries.kept_slots,
         num_kept=selection.queries.num_kept,
         fill=selection.queries.fill,
-        kv_counts=counts,
-        kv_indices=indices,
+        block_bits=selection.block_bits if isinstance(selection, FusedSelection) else pack_bits(selection.block_mask),
         has_zero_fill=options.fill == "zero" and options.query_keep < 1,
         # On an even grid all blocks keep the same number.
         keeps_every_row=q_grid.is_even and selection.queries.kept_slots.shape[-1] == q_grid.block_size,
@@ -83,15 +103,17 @@ def default_scale(q: Tensor, scale: float | None) -> float:
     return 1 / math.sqrt(q.shape[-1]) if scale is None else scale
 
 
-def check_qkv(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int]) -> None:
-    """Check that q, k, v are one [B, H, L, D] with L = T*H*W, one floating dtype and one device.
+def check_qkv(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int], *, slots: int | None = None) -> None:
+    """Check that q, k, v are one [B, H, L, D] with L = T*H*W, or `slots` tile-major, one floating dtype, one device.
 
     Raises:
         ValueError: names the tensor, what was expected and what was given.
     """
     if q.dim() != 4 or not q.is_floating_point():
         raise ValueError(f"q: expected a floating [B, H, L, D], got {q.dtype} {list(q.shape)}")
-    if len(grid) != 3 or q.shape[2] != math.prod(grid):
+    if slots is not None and q.shape[2] != slots:
+        raise ValueError(f"q: expected {slots} tile-major slots of grid {tuple(grid)}, got {q.shape[2]}")
+    if slots is None and (len(grid) != 3 or q.shape[2] != math.prod(grid)):
         raise ValueError(f"q: expected L = T*H*W of grid {tuple(grid)}, got L = {q.shape[2]} in {list(q.shape)}")
     for name, x in (("k", k), ("v", v)):
         if (x.shape, x.dtype, x.device) != (q.shape, q.dtype, q.device):

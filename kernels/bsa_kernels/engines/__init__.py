@@ -8,6 +8,9 @@
 * `attend(q_tiles, k_tiles, v_tiles, plan, prepared, *, scale) -> o_kept` [B, H, Nq, K, D]: differentiable in q, k, v
   where `unsupported(..., backward=True)` is None;
 * `executed_flop(plan, head_dim) -> int`: what the forward's matrix products execute, padding included.
+
+An engine in `FUSED` has, in place of the two in the middle, `prepare(plan, *, head_dim, dtype, is_tiled)` and
+`attend_tokens(q, k, v, prepared, *, scale) -> o`, which reads q, k and v [B, H, L, D] where they are and fills all.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ ENGINES: dict[str, str] = {
     "flex": "bsa_kernels.engines.flex",
     "triton": "bsa_kernels.engines.triton",
 }
+
+FUSED = frozenset({"triton"})
 
 
 class PlanEngine(Protocol):

@@ -1,24 +1,23 @@
 """The engine of this project's own kernels: `bsa_kernels.block_sparse`, forward and backward in Triton.
 
-For NVIDIA GPUs from compute capability 8.0. On a CPU the kernels run in Triton's interpreter, which verifies them and
-says nothing about their speed. Triton is imported on first use of this engine.
+It is *fused*: it reads q, k and v where they are, in natural or tile-major order, and writes the filled output; nothing
+is permuted, gathered or filled by a pass of its own. For NVIDIA GPUs from compute capability 8.0. On a CPU the kernels
+run in Triton's interpreter, which verifies them and says nothing about their speed. Triton is imported on first use.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from bsa_kernels.block_sparse.tiles import MAX_HEAD_DIM, PlanTables, tables_of, tile_for
+from bsa_kernels.bits import count_bits
+from bsa_kernels.block_sparse.lists import groups_of
+from bsa_kernels.block_sparse.tables import KernelTables, tables_of
+from bsa_kernels.block_sparse.tile_table import MAX_HEAD_DIM, Tiles, arch_of, tiles_for
 from bsa_kernels.plan import BlockPlan
-
-if TYPE_CHECKING:
-    from torch.autograd.function import FunctionCtx
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -49,63 +48,79 @@ def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int, *, back
     return None
 
 
-def prepare(plan: BlockPlan) -> PlanTables:
-    """Bring the plan's tables into the kernels' form; the inverse lists follow when a backward first asks."""
-    return tables_of(plan)
+def choose_tiles(plan: BlockPlan, *, head_dim: int, dtype: torch.dtype) -> Tiles:
+    """The tiles that the table in force has for a plan."""
+    return tiles_for(
+        arch=arch_of(plan.device),
+        head_dim=head_dim,
+        kept_rows=plan.shape[3],
+        block_keys=plan.kv_grid.block_size,
+        dtype=dtype,
+    )
 
 
-def attend(
-    q_tiles: Tensor, k_tiles: Tensor, v_tiles: Tensor, plan: BlockPlan, prepared: object, *, scale: float
-) -> Tensor:
-    """Compute the kept rows [B, H, Nq, K, D]; zeros for a row that sees nothing and for an entry without a row."""
-    assert isinstance(prepared, PlanTables)
-    assert prepared.plan is plan
-    return _BlockSparseAttention.apply(q_tiles, k_tiles, v_tiles, prepared, float(scale))
+def prepare(
+    plan: BlockPlan, *, head_dim: int, dtype: torch.dtype, is_tiled: bool = False, tiles: Tiles | None = None
+) -> KernelTables:
+    """Bring the plan into the kernels' form; the inverse lists follow in the backward.
+
+    Args:
+        plan: what is attended.
+        head_dim, dtype: of q, k and v.
+        is_tiled: q, k and v are tile-major, as `BlockGrid.permute` leaves them.
+        tiles: in place of the table's, for tuning and tests.
+    """
+    return tables_of(plan, tiles or choose_tiles(plan, head_dim=head_dim, dtype=dtype), is_tiled=is_tiled)
 
 
-def executed_flop(plan: BlockPlan, head_dim: int) -> int:
-    """FLOP of the forward's matrix products in 16-bit formats: whole tiles, padding to powers of two included.
+def attend_tokens(q: Tensor, k: Tensor, v: Tensor, tables: KernelTables, *, scale: float) -> Tensor:
+    """Attend and fill: o like q. Differentiable in q, k and v.
+
+    Args:
+        q, k, v: [B, H, L, D] in the layout of the tables, any strides; a last dimension with gaps is copied.
+        tables: from `prepare`.
+        scale: of the logits.
+    """
+    from bsa_kernels.block_sparse.ops import attend
+
+    return attend(q, k, v, tables.tensors, tables.layout.encode(), scale=scale)
+
+
+def executed_flop(plan: BlockPlan, head_dim: int, tiles: Tiles | None = None) -> int:
+    """FLOP of the forward's matrix products in 16-bit formats: whole tiles, unions and padding included.
 
     Synchronises.
+
+    Args:
+        plan: what is attended.
+        head_dim: of q, k and v.
+        tiles: in place of the table's.
     """
-    tile = tile_for("forward", kept_rows=plan.shape[3], block_keys=plan.kv_grid.block_size, head_dim=head_dim)
-    rows = -(-plan.shape[3] // tile.rows) * tile.rows
-    keys = -(-plan.kv_grid.block_size // tile.keys) * tile.keys
-    return 4 * tile.head_dim * rows * keys * int(plan.kv_counts.sum())
+    tiles = tiles or choose_tiles(plan, head_dim=head_dim, dtype=torch.bfloat16)
+    tile, kept, keys = tiles.attend, plan.shape[3], plan.kv_grid.block_size
+    rows = tile.rows if tile.group > 1 else -(-kept // tile.rows) * tile.rows
+    width = max(16, 1 << (head_dim - 1).bit_length())
+    listed = int(union_counts(plan, tile.group).sum())
+    return 4 * width * rows * (-(-keys // tiles.max_keys) * tiles.max_keys) * listed
 
 
-class _BlockSparseAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, tables: PlanTables, scale: float) -> Tensor:
-        from bsa_kernels.block_sparse.triton_forward import launch_forward
-
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        o, lse = launch_forward(q, k, v, tables, scale=scale)
-        ctx.save_for_backward(q, k, v, o, lse)
-        ctx.tables, ctx.scale = tables, scale  # type: ignore[attr-defined]
-        return o
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, do: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]  # noqa: ANN001
-        from bsa_kernels.block_sparse.triton_backward import launch_delta, launch_grad_kv, launch_grad_q
-
-        q, k, v, o, lse = ctx.saved_tensors
-        do = do.contiguous()
-        inputs = (q, k, v, do, lse, launch_delta(o, do, ctx.tables), ctx.tables)
-        wants_q, *wants_kv = ctx.needs_input_grad[:3]
-        dq = launch_grad_q(*inputs, scale=ctx.scale) if wants_q else None
-        dk, dv = launch_grad_kv(*inputs, scale=ctx.scale) if any(wants_kv) else (None, None)
-        return dq, dk, dv, None, None
+def union_counts(plan: BlockPlan, group: int) -> Tensor:
+    """[B, H, R] int32: the length of the list that each group of query blocks shares."""
+    members = groups_of(plan.q_grid, group, device=plan.device)
+    listed = plan.block_bits[:, :, members.clamp(min=0).long()].masked_fill((members < 0)[..., None], 0)
+    union = listed[:, :, :, 0]
+    for member in range(1, group):
+        union = union | listed[:, :, :, member]
+    return count_bits(union)
 
 
 def _is_interpreted() -> bool:
     """Whether the kernels were defined for Triton's interpreter; decided once, when they are first imported."""
     from triton.runtime.jit import JITFunction
 
-    from bsa_kernels.block_sparse.triton_forward import forward_kernel
+    from bsa_kernels.block_sparse.triton_attend import attend_kernel
 
-    return not isinstance(forward_kernel, JITFunction)
+    return not isinstance(attend_kernel, JITFunction)
 
 
 def _interpreter_fault(triton_release: str, dtype: torch.dtype) -> str | None:

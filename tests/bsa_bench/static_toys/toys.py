@@ -78,3 +78,15 @@ def broken(x_ptr, SIZE: tl.constexpr):
 
 def plain_function(x):
     return x
+
+
+@triton.jit
+def clipped(a_ptr, b_ptr, c_ptr, num_steps, LIMIT: tl.constexpr, TILE: tl.constexpr):
+    """A sum of products, each number of which is at most a constant."""
+    offs = tl.arange(0, TILE)[:, None] * TILE + tl.arange(0, TILE)[None, :]
+    total = tl.zeros([TILE, TILE], tl.float32)
+    for step in range(num_steps):
+        a = tl.load(a_ptr + step * TILE * TILE + offs)
+        b = tl.load(b_ptr + step * TILE * TILE + offs)
+        total += tl.minimum(tl.dot(a, b), LIMIT)
+    tl.store(c_ptr + offs, total)

@@ -1,0 +1,240 @@
+"""The lists that the attention kernels walk, made from a plan's bits on its device, and the tables they point into.
+
+Shape legend: `B` batch, `H` heads, `Nq`/`Nk` query and KV blocks, `W` words of 32 KV blocks, `R` lists a head, each of
+a group of `G` query blocks, `M` slots a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bsa_kernels.bits import count_bits, pack_bits, unpack_bits
+from bsa_kernels.grid import BlockGrid
+
+#: An item is a value below this, plus the activity of members from this bit on.
+ACTIVITY_SHIFT = 28
+#: The largest number of items that is reserved for a worst case (1 GiB); see `make_lists`.
+MAX_WORST_CASE = 1 << 28
+
+Axis = Literal["t", "h", "w"]
+
+
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """Lists of blocks of unequal length behind each other: list r is `items[starts[r] : starts[r] + counts[r]]`.
+
+    `items` [capacity] int32 has at least one entry past the last list, so that a kernel may read one ahead; what is
+    there means nothing. `starts` [B, H, R] is int64, `counts` [B, H, R] int32.
+
+    A list has two parts, both ascending by block number: the first `num_full` [B, H, R] int32 items are KV blocks
+    without padding, given as their first token; the others are KV blocks with padding, given as their number. That
+    value is `item & (1 << 28) - 1`. In lists of groups bit 28 + g says that member g sees the block (an item with
+    member 3 is therefore negative).
+    """
+
+    items: Tensor
+    starts: Tensor
+    num_full: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTables:
+    """Where the tokens of a grid's blocks are, in blocks padded to `Mp` slots, int32.
+
+    `origins` [N] the first token of each block; `offsets` [Mp] what the other slots of a block without padding add to
+    it (0 past M); `tokens` [N, Mp] the token of each slot, -1 for padding; `is_full` [N] bool the blocks without any
+    padding, none where Mp is more than M, and `full_bits` [W] the same in bits.
+    """
+
+    origins: Tensor
+    offsets: Tensor
+    tokens: Tensor
+    is_full: Tensor
+    full_bits: Tensor
+
+
+@lru_cache(maxsize=64)
+def token_tables(grid: BlockGrid, *, tiled: bool, pad_to: int = 1, device: torch.device) -> TokenTables:
+    """Make the tables of a grid for natural order, or for tile-major order if `tiled`; cached.
+
+    Args:
+        grid: the blocks.
+        tiled: tokens stand as `BlockGrid.permute` leaves them: token = block * M + slot.
+        pad_to: pad blocks to a multiple of so many slots, the keys of a tile.
+        device: where to put the tables.
+
+    Raises:
+        ValueError: token numbers do not fit the items of lists.
+    """
+    if grid.num_slots > 1 << ACTIVITY_SHIFT:
+        raise ValueError(f"grid: expected at most 2**{ACTIVITY_SHIFT} slots, got {grid.num_slots} in {grid}")
+    if device.type != "cpu":
+        cpu = token_tables(grid, tiled=tiled, pad_to=pad_to, device=torch.device("cpu"))
+        return TokenTables(*(x.to(device) for x in vars(cpu).values()))
+    n, m = grid.num_blocks, grid.block_size
+    tokens = torch.full((n, -(-m // pad_to) * pad_to), -1, dtype=torch.int32)
+    natural = grid.token_of_slot(device)
+    slots = torch.arange(grid.num_slots).view_as(natural)
+    tokens[:, :m] = torch.where(natural >= 0, slots, -1) if tiled else natural
+    offsets = torch.zeros(tokens.shape[1], dtype=torch.int32)
+    t, h, w = (torch.arange(side) for side in grid.block)
+    step = ((t.view(-1, 1, 1) * grid.grid[1] + h.view(-1, 1)) * grid.grid[2] + w).flatten()
+    offsets[:m] = torch.arange(m) if tiled else step
+    is_full = (tokens >= 0).all(1)
+    # A block's first slot holds a real token.
+    return TokenTables(tokens[:, 0].contiguous(), offsets, tokens, is_full, pack_bits(is_full))
+
+
+@lru_cache(maxsize=64)
+def groups_of(grid: BlockGrid, size: Literal[1, 2, 4], axis: Axis = "t", *, device: torch.device) -> Tensor:
+    """Group neighbouring blocks, to share a list: members [R, size] int32, ascending, -1 for none at the end.
+
+    Pairs are neighbours along the axis; four are pairs along it times pairs along the next one (t, h, w, t). Groups are
+    in the (t, h, w) order of their first members; those at the end of an axis may have fewer members. Cached.
+
+    Raises:
+        ValueError: not a size or an axis.
+    """
+    if size not in {1, 2, 4} or axis not in {"t", "h", "w"}:
+        raise ValueError(f"groups_of: expected a size of 1, 2 or 4 and an axis of t, h or w, got {size!r} and {axis!r}")
+    # Blocks are to a group what tokens are to a block.
+    return group_grid(grid, size, axis).token_of_slot(device).to(torch.int32)
+
+
+def group_grid(grid: BlockGrid, size: int, axis: Axis = "t") -> BlockGrid:
+    """The groups of `groups_of` as the blocks of a grid whose tokens are blocks."""
+    first = "thw".index(axis)
+    span = [1, 1, 1]
+    span[first] = min(size, 2)
+    span[(first + 1) % 3] = max(size // 2, 1)
+    return BlockGrid(grid.blocks, (span[0], span[1], span[2]))
+
+
+def make_lists(
+    bits: Tensor, members: Tensor, origins: Tensor, is_full: Tensor, *, capacity: int | None = None
+) -> Lists:
+    """Make the list of each group of query blocks: the KV blocks that any member sees. No sort, no atomics.
+
+    Args:
+        bits: [B, H, Nq, W] int32, `BlockPlan.block_bits`.
+        members: [R, G] int32 with G of 1, 2 or 4, from `groups_of`; items have activity bits where G is above 1.
+        origins: [Nk] int32, the item of each KV block without padding.
+        is_full: the KV blocks without padding, [Nk] bool, or [W] int32 as packed already.
+        capacity: size of `items`, above the sum of all counts. By default the worst case, if that is at most 2**28
+            items, so that nothing synchronises; beyond, the sum is read back, which synchronises once.
+
+    Raises:
+        RuntimeError: `capacity` is too small; on a GPU later, as a failed device-side assertion.
+    """
+    from bsa_kernels.block_sparse.triton_lists import launch_count, launch_emit
+
+    full_bits = pack_bits(is_full) if is_full.dtype == torch.bool else is_full
+    bits = bits.contiguous()
+    assert bits.shape[-1] == full_bits.numel() == -(-origins.numel() // 32)
+    num_full, counts = launch_count(bits, members, full_bits)
+    starts, items = _reserve(counts, origins.numel(), capacity)
+    launch_emit(bits, members, full_bits, origins, starts, num_full, items)
+    return Lists(items, starts, num_full, counts)
+
+
+def make_inverse(bits: Tensor, num_columns: int, *, capacity: int | None = None) -> Lists:
+    """Make the list of each of `num_columns` KV blocks [B, H, Nk]: the query blocks that see it, all of them "full".
+
+    They are the lists of the transposed bits. Arguments and errors as in `make_lists`.
+    """
+    from bsa_kernels.block_sparse.triton_lists import launch_transpose
+
+    turned = launch_transpose(bits.contiguous(), num_columns)
+    members, numbers, full_bits = _plain_rows(num_columns, bits.shape[2], bits.device)
+    return make_lists(turned, members, numbers, full_bits, capacity=capacity)
+
+
+def make_lists_reference(bits: Tensor, members: Tensor, origins: Tensor, is_full: Tensor) -> Lists:
+    """Do what `make_lists` does in plain torch; `items` has one entry to spare. Synchronises."""
+    n, size = origins.numel(), members.shape[1]
+    full = is_full if is_full.dtype == torch.bool else unpack_bits(is_full, n)
+    sees = unpack_bits(bits, n)[:, :, members.clamp(min=0).long()] & (members >= 0).unsqueeze(-1)  # [B, H, R, G, Nk]
+    item = torch.where(full, origins, torch.arange(n, dtype=torch.int32, device=bits.device))
+    if size > 1:
+        member = torch.arange(size, dtype=torch.int32, device=bits.device).unsqueeze(-1)
+        item = item | (sees.int() << member).sum(-2, dtype=torch.int32) << ACTIVITY_SHIFT
+    union = sees.any(-2)
+    order = full.int().argsort(descending=True, stable=True)
+    chosen = item.expand_as(union)[..., order][union[..., order]]
+    counts = union.sum(-1, dtype=torch.int32)
+    starts, items = _reserve(counts, n, len(chosen) + 1)
+    items[:-1] = chosen
+    return Lists(items, starts, (union & full).sum(-1, dtype=torch.int32), counts)
+
+
+def make_inverse_reference(bits: Tensor, num_columns: int) -> Lists:
+    """Do what `make_inverse` does in plain torch; `items` has one entry to spare. Synchronises."""
+    turned = pack_bits(unpack_bits(bits, num_columns).transpose(-1, -2))
+    return make_lists_reference(turned, *_plain_rows(num_columns, bits.shape[2], bits.device))
+
+
+def launch_order(counts: Tensor) -> Tensor:
+    """[B, H, R] int32: the lists of each head, longest first, equal ones by number; for the order of programs."""
+    return counts.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+
+
+class ListLengths(NamedTuple):
+    """Mean and largest number of items of a list, scalars on the device."""
+
+    mean: Tensor
+    longest: Tensor
+
+
+def list_lengths(counts: Tensor) -> ListLengths:
+    """Summarise the counts [B, H, R] of lists; no synchronisation."""
+    return ListLengths(counts.double().mean(), counts.amax())
+
+
+def union_efficiency(bits: Tensor, members: Tensor) -> Tensor:
+    """Eta, the share of a group's work that its members asked for: a scalar on the device; no synchronisation.
+
+    Over all groups, sum of the members' counts / sum of (number of members * count of their union): 1 for groups of one
+    or of equal lists, 1/G for disjoint ones; 1 where nothing is seen at all.
+    """
+    present = members >= 0
+    # [B, H, R, G, W]
+    words = bits[:, :, members.clamp(min=0).long()].masked_fill(~present.unsqueeze(-1), 0)
+    union = words[..., 0, :]
+    for g in range(1, members.shape[1]):
+        union = union | words[..., g, :]
+    asked = count_bits(words).sum()
+    done = (count_bits(union) * present.sum(-1)).sum()
+    return torch.where(done > 0, asked / done.clamp(min=1), 1.0)
+
+
+def worst_case(num_lists: int, longest: int) -> int | None:
+    """Items to reserve for lists of at most `longest`, or None where that is too many to reserve unseen."""
+    worst = num_lists * longest + 1
+    return worst if worst <= MAX_WORST_CASE else None
+
+
+def _reserve(counts: Tensor, longest: int, capacity: int | None) -> tuple[Tensor, Tensor]:
+    """Starts [B, H, R] and room for the items of lists of `counts`, each at most `longest`."""
+    ends = counts.flatten().cumsum(0, dtype=torch.int64)
+    if capacity is None:
+        worst = worst_case(counts.numel(), longest)
+        capacity = int(ends[-1]) + 1 if worst is None else worst
+    else:
+        fault = f"lists: capacity {capacity} is not above the number of items; give more, or None for the worst case"
+        torch._assert_async(ends[-1] < capacity, fault)  # noqa: SLF001  # the only check that does not synchronise
+    items = torch.empty(capacity, dtype=torch.int32, device=counts.device)
+    return (ends - counts.flatten()).view_as(counts), items
+
+
+@lru_cache(maxsize=64)
+def _plain_rows(num_rows: int, num_columns: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Members, origins and full bits of lists of single rows whose items are column numbers."""
+    numbers = torch.arange(max(num_rows, num_columns), dtype=torch.int32, device=device)
+    words = torch.full((-(-num_columns // 32),), -1, dtype=torch.int32, device=device)
+    return numbers[:num_rows].unsqueeze(-1), numbers[:num_columns], words

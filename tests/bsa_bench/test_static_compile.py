@@ -1,0 +1,278 @@
+"""Compilation in worker processes: what each failure says, what the cache keeps, what the environment may change."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from static_factory import TOYS
+
+from bsa_bench.errors import StoreError
+from bsa_bench.static import compile as compiling
+from bsa_bench.static.compile import Compiled, Failure, Settings, Toolchain, compile_all, default_cache
+from bsa_bench.static.compile_worker import FILES, is_complete, mend_lines
+from bsa_bench.static.config import KernelConfig
+
+pytest.importorskip("triton")
+
+SIGNATURE = {"x_ptr": "*fp32", "y_ptr": "*fp32"}
+HEAD = "import os\nimport sys\nimport time\n\nimport triton\nimport triton.language as tl\n\n\n"
+KERNEL = """
+@triton.jit
+def add_one(x_ptr, y_ptr, SIZE: tl.constexpr = 128):
+    offs = tl.arange(0, SIZE)
+    tl.store(y_ptr + offs, tl.load(x_ptr + offs) + 1.0)
+"""
+WRAPPED = """
+@triton.autotune(configs=[triton.Config({"SIZE": 64}), triton.Config({"SIZE": 256})], key=[])
+@triton.heuristics({"SIZE": lambda arguments: 32})
+"""
+
+
+def add_one(name="add_one", *, kernel=f"{TOYS}:add_one", **changes):
+    """A kernel that compiles quickly."""
+    given = {"signature": SIGNATURE, "constexprs": {"SIZE": 128}} | changes
+    return KernelConfig(name=name, kernel=kernel, **given)
+
+
+def compile_one(config, cache, arch="sm_90", **settings):
+    (done,) = compile_all([(config, arch)], Settings(cache, processes=1, **settings))
+    return done
+
+
+# What does not compile
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory):
+    """All that goes wrong, one after another in one worker (and those that follow its crashes); a good one is last."""
+    folder = tmp_path_factory.mktemp("failures")
+    (folder / "raises.py").write_text(HEAD + "TABLE = {}['no key']\n" + KERNEL)
+    (folder / "ends.py").write_text(HEAD + "print('giving up', file=sys.stderr, flush=True)\nos._exit(3)\n")
+    (folder / "aborts.py").write_text(HEAD + "os.abort()\n")
+    (folder / "prints.py").write_text(HEAD + "print('hello')\nos.write(1, b'raw')\n" + KERNEL)
+    (folder / "wrapped.py").write_text(HEAD + WRAPPED + KERNEL.lstrip())
+    configs = [
+        add_one("no file", kernel=f"{folder}/none.py:add_one"),
+        add_one("no module", kernel="bsa_kernels.no_such:add_one"),
+        add_one("no function", kernel=f"{TOYS}:add_two"),
+        add_one("plain function", kernel=f"{TOYS}:plain_function"),
+        add_one("no argument", signature={"x_ptr": "*fp32"}),
+        add_one("no constant", constexprs={}),
+        add_one("unknown argument", signature={**SIGNATURE, "z_ptr": "*fp32"}),
+        add_one("unknown constant", constexprs={"SIZE": 128, "WIDTH": 1}),
+        add_one("typed constant", signature={**SIGNATURE, "SIZE": "i32"}, constexprs={}),
+        add_one("given twice", constexprs={"SIZE": 128, "x_ptr": 0}),
+        add_one("bad type", signature={**SIGNATURE, "y_ptr": "*bf17"}),
+        add_one("bad alignment", divisible_by_16=("x_ptr", "SIZE")),
+        add_one("bad attribute", constexprs={"SIZE": "tl.float33"}),
+        add_one("bad shapes", kernel=f"{TOYS}:broken", signature={"x_ptr": "*fp32"}),
+        add_one("raises", kernel=f"{folder}/raises.py:add_one"),
+        add_one("ends", kernel=f"{folder}/ends.py:add_one"),
+        add_one("aborts", kernel=f"{folder}/aborts.py:add_one"),
+        add_one("prints", kernel=f"{folder}/prints.py:add_one", constexprs={}),
+        add_one("wrapped", kernel=f"{folder}/wrapped.py:add_one", constexprs={}),
+        add_one("good"),
+    ]
+    seen = []
+    jobs = [(config, "sm_90") for config in configs]
+    done = compile_all(jobs, Settings(folder / "cache", processes=1), on_done=seen.append)
+    assert seen == done
+    assert [each.config for each in done] == configs
+    return {each.config.name: each for each in done}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("no file", "no kernel", "none.py' is not there"),
+        ("no module", "no kernel", "module 'bsa_kernels.no_such' cannot be imported: No module named 'bsa_kernels.no_"),
+        ("no function", "no kernel", f"'add_two' is not there; {TOYS} has add_one, attend, broken, clipped, load_tile"),
+        ("plain function", "no kernel", f"'plain_function' is no @triton.jit function; {TOYS} has add_one, "),
+        ("no argument", "signature", "argument 'y_ptr' is missing, expected it under signature"),
+        ("no constant", "signature", "argument 'SIZE' is missing, expected it under constexprs"),
+        ("unknown argument", "signature", "no argument 'z_ptr'; there are x_ptr, y_ptr, SIZE"),
+        ("unknown constant", "signature", "no argument 'WIDTH'; there are x_ptr, y_ptr, SIZE"),
+        ("typed constant", "signature", "'SIZE' is a tl.constexpr, expected its value under constexprs"),
+        ("given twice", "signature", "'x_ptr' has a type and a value, expected one of them"),
+        ("bad type", "signature", "'y_ptr': got '*bf17', expected a type of Triton such as '*bf16', 'i32' or 'fp32'"),
+        ("bad alignment", "signature", "divisible_by_16 names 'SIZE', which has no type there"),
+        ("bad attribute", "signature", "triton.language has no 'float33'"),
+        ("bad shapes", "compiler", "incompatible dimensions at index 0: 128 and 256"),
+        ("raises", "no kernel", "raises.py' cannot be imported: KeyError: 'no key'"),
+        ("ends", "crash", "the compiler's process ended with exit code 3"),
+        ("aborts", "crash", "the compiler's process ended with SIGABRT"),
+    ],
+)
+def test_a_failure_names_the_cause(failures, name, kind, message):
+    failure = failures[name]
+    assert isinstance(failure, Failure)
+    assert failure.kind == kind
+    assert message in failure.message
+    if kind == "signature" and name != "bad attribute":
+        assert failure.message.startswith(f"kernel '{TOYS}:add_one': signature: ")
+
+
+def test_the_compiler_s_words_point_at_the_line(failures):
+    assert "tl.arange(0, 2 * SIZE)\n" in failures["bad shapes"].message
+
+
+def test_what_a_crashed_worker_wrote_is_its_log(failures):
+    assert failures["ends"].log == "giving up"
+    assert "giving up" not in failures["aborts"].log
+
+
+def test_a_crash_ends_one_compilation_only(failures):
+    assert isinstance(failures["good"], Compiled)
+    assert "add_one" in failures["good"].listing
+
+
+def test_what_a_kernel_s_module_prints_does_no_harm(failures):
+    assert isinstance(failures["prints"], Compiled)
+
+
+def test_a_default_of_a_constant_counts_and_wrappers_of_a_kernel_do_not(failures):
+    identities = [failures[name].record.identity for name in ("prints", "wrapped")]
+    assert [identity["constants"] for identity in identities] == [{"SIZE": "128"}, {"SIZE": "128"}]
+
+
+def test_a_compilation_without_end_is_ended(monkeypatch, tmp_path):
+    (tmp_path / "sleeps.py").write_text(HEAD + "time.sleep(60)\n")
+    monkeypatch.setattr(compiling, "LIMIT_S", 2.0)
+    start = time.monotonic()
+    failure = compile_one(add_one(kernel=f"{tmp_path}/sleeps.py:add_one"), tmp_path / "cache")
+    assert time.monotonic() - start < 30
+    assert (failure.kind, failure.message) == ("time limit", "the compiler took more than 2 s")
+
+
+# The cache
+
+
+@pytest.fixture
+def cached(tmp_path, failures):
+    """A cache with one entry, and what was compiled."""
+    entry = failures["good"].folder
+    cache = tmp_path / "cache"
+    folder = cache / entry.parent.name / entry.name
+    shutil.copytree(entry, folder)
+    return cache, replace(failures["good"], folder=folder)
+
+
+def test_the_default_cache_follows_xdg(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "bsa-bench" / "static"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert default_cache() == Path("/home/someone/.cache/bsa-bench/static")
+
+
+def test_what_is_in_the_cache_is_not_compiled_again(cached):
+    cache, first = cached
+    assert not first.was_cached
+    assert {path.name for path in first.folder.iterdir()} == set(FILES)
+    again = compile_one(first.config, cache)
+    assert again.was_cached
+    assert (again.folder, again.record, again.listing) == (first.folder, first.record, first.listing)
+
+
+def test_without_cache_it_is_compiled_again(cached):
+    cache, first = cached
+    (first.folder / "kernel.sass").write_text("old")
+    again = compile_one(first.config, cache, use_cache=False)
+    assert not again.was_cached
+    assert (again.folder, again.record.registers) == (first.folder, first.record.registers)
+    assert "add_one" in again.listing
+    assert [path.name for path in first.folder.parent.iterdir()] == [first.folder.name]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_entry_without_a_file_is_no_entry(cached, name):
+    folder = cached[1].folder
+    assert is_complete(folder)
+    (folder / name).unlink()
+    assert not is_complete(folder)
+
+
+def test_an_entry_without_a_file_is_made_again(cached):
+    cache, first = cached
+    (first.folder / "kernel.ptx").unlink()
+    again = compile_one(first.config, cache)
+    assert not again.was_cached
+    assert {path.name for path in again.folder.iterdir()} == set(FILES)
+
+
+def test_each_option_has_an_entry_of_its_own(tmp_path):
+    base = add_one()
+    configs = [base, replaced(num_warps=8), replaced(num_stages=2), replaced(maxnreg=32), replaced(divisible_by_16=())]
+    jobs = [(config, "sm_90") for config in configs] + [(base, "sm_80"), (replaced(constexprs={"SIZE": 256}), "sm_90")]
+    done = compile_all(jobs, Settings(tmp_path, processes=1))
+    done += [compile_one(base, tmp_path, fp_fusion=False), compile_one(base, tmp_path, line_info=False)]
+    assert not any(each.was_cached for each in done)
+    assert len({each.folder for each in done}) == len(jobs) + 2
+    assert [each.record.identity["options"]["enable_fp_fusion"] for each in done[-2:]] == [False, True]
+    assert [each.record.identity["line_info"] for each in done[-2:]] == [True, False]
+
+
+def replaced(**changes):
+    return add_one().model_copy(update=changes)
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_of_the_store(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(StoreError, match=r"cache folder .*/cache: (Not a directory|File exists)"):
+        compile_one(add_one(), tmp_path / "cache")
+
+
+# What surrounds the compiler
+
+
+def test_the_user_s_settings_of_triton_change_nothing(cached, monkeypatch, tmp_path):
+    first = cached[1]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("TRITON_DISABLE_LINE_INFO", "1")
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/no/ptxas")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "own"))
+    monkeypatch.setenv("DISABLE_PTXAS_OPT", "1")
+    monkeypatch.setenv("DISABLE_LLVM_OPT", "1")
+    monkeypatch.setenv("PTXAS_OPTIONS", "--no-such-flag")
+    monkeypatch.setenv("USE_IR_LOC", "ttgir")
+    again = compile_one(first.config, tmp_path / "fresh")
+    assert isinstance(again, Compiled), again.message
+    assert again.listing == first.listing
+    assert not (tmp_path / "own").exists()
+
+
+def test_other_variables_reach_the_compiler(monkeypatch):
+    monkeypatch.setenv("SOME_SETTING", "kept")
+    monkeypatch.setenv("PYTHONPATH", "/first:/second")
+    environment = Toolchain(first_paths=(Path("/other/triton"),)).environment()
+    assert environment["SOME_SETTING"] == "kept"
+    assert environment["PYTHONPATH"].startswith("/other/triton:")
+    assert environment["PYTHONPATH"].endswith(":/first:/second")
+
+
+def test_the_assembler_s_memory_lies_at_the_same_addresses_each_time():
+    script = (
+        "import subprocess; from bsa_bench.static.compile_worker import fix_addresses; "
+        "print(fix_addresses(), subprocess.check_output(['cat', '/proc/self/personality'], text=True))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    said, personality = done.stdout.split()
+    no_randomization = 0x0040000  # what a container may refuse
+    assert said == str(bool(int(personality, 16) & no_randomization))
+
+
+def test_each_statement_of_inline_assembly_has_the_line_of_the_whole():
+    ptx = (
+        "\t.loc\t1 10 4\n\t// begin inline asm\n\t.loc\t1 10 4\n\tmov.u16 %rs1, 0x0;\n\t.loc\t1 11 4\n"
+        "\tld.global.b16 { %rs1 }, [ %rd1 ];\n\n\t// end inline asm\n\t.loc\t1 11 2\n\tret;\n"
+    )
+    assert mend_lines(ptx) == (
+        "\t.loc\t1 10 4\n\t// begin inline asm\n\tmov.u16 %rs1, 0x0;\n"
+        "\tld.global.b16 { %rs1 }, [ %rd1 ];\n\n\t// end inline asm\n\t.loc\t1 11 2\n\tret;\n"
+    )

@@ -1,0 +1,183 @@
+"""The command, with a scripted worker in place of a GPU's."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cli_factory import needs_no_gpu
+from run_factory import environment
+from static_examples import shared_cache
+
+from bsa_bench.cli.tune_command import TuneRequest, tune
+from bsa_bench.errors import UsageError
+from bsa_kernels.block_sparse.tile_table import load_tiles, table_in_force
+
+# Answers each request by its tile's stages; `hang` and `die` do what they say.
+WORKER = """
+import json, os, sys, time
+for line in sys.stdin:
+    asked = json.loads(line)
+    stages = asked["tile"]["num_stages"]
+    action = {actions}.get(str(stages), "ok")
+    if action == "hang":
+        time.sleep(100)
+    if action == "die":
+        os._exit(3)
+    answer = {{"status": "WRONG", "reason": "grad_k: bad"}} if action == "wrong" else {{
+        "status": "OK", "seconds": {{str(n): n * 1e-6 / stages for n in asked["tokens"]}}}}
+    print(json.dumps(answer), flush=True)
+"""
+H200 = environment().model_copy(
+    update={
+        "device_kind": "cuda",
+        "device_name": "NVIDIA Made-up",
+        "device_details": {"compute_capability": "9.0"},
+        "packages": {"triton": "3.9.0"},
+    }
+)
+ONE = ("--kernel", "grad_kv", "--head-dim", "128", "--kept-rows", "32")
+
+
+@pytest.fixture
+def cache(tmp_path_factory):
+    return shared_cache(tmp_path_factory)
+
+
+@pytest.fixture
+def request_for(tmp_path, cache):
+    def make(actions=None, **fields):
+        command = (sys.executable, "-S", "-c", WORKER.format(actions=json.dumps(actions or {})))
+        base = TuneRequest(
+            budget="1m",
+            arch=None,
+            kernels="grad_kv",
+            head_dims="128",
+            kept_rows="32",
+            tokens="23296,153600",
+            out=tmp_path / "mine.toml",
+            dry_run=False,
+            cache=cache,
+            worker_command=command,
+        )
+        return replace(base, **fields)
+
+    return make
+
+
+def test_the_fastest_tile_is_written_and_the_rest_stays(request_for, capsys):
+    request = request_for()
+    assert tune(request, look=lambda: H200) == 0
+    out = capsys.readouterr().out
+    table = load_tiles(request.out)
+    (entry,) = set(table) - set(table_in_force())
+    assert (entry.kernel, entry.arch, entry.head_dim, entry.kept_rows) == ("grad_kv", "sm_90", 128, 32)
+    assert entry.tile.num_stages == 3
+    assert "NVIDIA Made-up" in entry.reason
+    assert "Triton 3.9.0" in entry.reason
+    assert f"use it with BSA_KERNELS_TILES={request.out}" in out
+    assert "1.50x as fast as the tile before" in out
+    assert request.out.read_text().startswith("# The default tile of each kernel; ")
+
+
+def test_wrong_and_dying_tiles_are_told_and_not_chosen(request_for, capsys):
+    request = request_for({"3": "wrong", "1": "die"})
+    assert tune(request, look=lambda: H200) == 3
+    out = capsys.readouterr().out
+    assert "grad_kv-bf16-d128-k32-p1-32x64-w4-s3: WRONG: grad_k: bad" in out
+    assert "grad_kv-bf16-d128-k32-p1-32x64-w4-s1: FAILED: its process ended; see " in out
+    (entry,) = set(load_tiles(request.out)) - set(table_in_force())
+    assert entry.tile.num_stages == 2
+
+
+def test_a_tile_that_hangs_costs_no_more_than_the_budget(request_for, capsys):
+    request = request_for({str(n): "hang" for n in (1, 2, 3)}, budget="6s")
+    start = time.monotonic()
+    assert tune(request, look=lambda: H200) == 4
+    assert time.monotonic() - start < 30
+    assert "nothing was measured, so no table is written" in capsys.readouterr().out
+    assert not request.out.exists()
+
+
+def test_ctrl_c_writes_what_is_known(tmp_path, cache):
+    program = tmp_path / "program.py"
+    worker = WORKER.format(actions=json.dumps({"3": "hang"}))
+    program.write_text(
+        f"import sys\nfrom pathlib import Path\nsys.path[:0] = {sys.path!r}\n"
+        "from test_tune_cli import H200\nfrom bsa_bench.cli.tune_command import TuneRequest, tune\n"
+        "sys.exit(tune(TuneRequest(budget='5m', arch=None, kernels='grad_kv', head_dims='128', kept_rows='32', "
+        f"tokens='23296', out=Path('mine.toml'), dry_run=False, cache=Path({str(cache)!r}), "
+        f"worker_command=(sys.executable, '-S', '-c', {worker!r})), look=lambda: H200))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(program)], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if line.startswith("grad_kv-bf16-d128-k32: "):
+            break
+    time.sleep(1.0)
+    os.killpg(process.pid, signal.SIGINT)
+    seen += process.stdout.read()
+    assert process.wait(timeout=30) == 130, seen
+    assert "not reached: " in seen
+    assert set(load_tiles(tmp_path / "mine.toml")) != set(table_in_force())
+
+
+def test_a_dry_run_lists_what_a_gpu_would_measure_and_what_not(request_for, capsys):
+    request = request_for(dry_run=True, kernels="grad_kv,grad_fused")
+    assert tune(request, look=environment) == 0
+    out = capsys.readouterr().out
+    would, would_not = out.split("would not be measured:")
+    assert "would be measured at 23,296 and 153,600 tokens" in would
+    assert "  in force\n" in would
+    assert "grad_fused-bf16-d128-k32-p2-64x64-w4-s2: spills in its main loop" in would_not
+    assert not request.out.exists()
+
+
+def test_an_architecture_that_is_not_the_gpus_can_only_be_listed(request_for):
+    with pytest.raises(UsageError, match="--arch: got sm_80, but NVIDIA Made-up takes the entries of sm_90"):
+        tune(request_for(arch="sm_80"), look=lambda: H200)
+
+
+def test_a_gpu_that_is_too_old_is_no_gpu(request_for, capsys):
+    old = H200.model_copy(update={"device_details": {"compute_capability": "7.5"}})
+    assert tune(request_for(), look=lambda: old) == 4
+    assert "compute capability 8.0" in capsys.readouterr().out
+
+
+@needs_no_gpu
+def test_without_a_gpu_it_says_so_and_ends_as_a_run_would(bench, folder):
+    code, out, _ = bench("tune", *ONE)
+    assert code == 4
+    assert "there is no NVIDIA GPU" in out
+    assert "--dry-run lists" in out
+    assert not Path("tiles.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kernel", "atend"], "--kernel: got 'atend', expected some of attend, grad_kv, grad_q, grad_fused; did you"),
+        (["--head-dim", "96"], "--head-dim: got '96', expected some of 64, 128"),
+        (["--kept-rows", "32,x"], "--kept-rows: got 'x', expected some of 32, 64"),
+        (["--tokens", "12"], "--tokens: got '12', expected lengths of 1024 or more"),
+        (["--budget", "soon"], "duration: got 'soon'"),
+    ],
+)
+def test_a_wrong_flag_is_named_with_what_was_expected(bench, folder, arguments, message):
+    code, _, err = bench("tune", *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_a_place_that_cannot_be_written_is_told_at_once(bench, folder):
+    code, _, err = bench("tune", "--out", "nowhere/tiles.toml")
+    assert code == 5
+    assert "nowhere/tiles.toml: expected a file in a folder that can be written" in err
