@@ -102,8 +102,9 @@ def _finish(out: Path, found: Search, arch: ArchName, origin: Origin, tokens: Se
     if counts["OK"]:
         before = table_in_force()
         after = tuned_table(found.outcomes, before, arch=arch, origin=origin)
-        write_table(out, format_table(after, head=_head(found, arch, origin, tokens)))
-        _print_changes(before, after)
+        write_table(out, format_table(after.entries, head=_head(found, arch, origin, tokens)))
+        _print_changes(before, after.entries)
+        print("".join(f"{note}\n" for note in after.notes), end="")
         print(f"table: {out}; use it with {ENVIRONMENT}={out.absolute()}")
     else:
         print("nothing was measured, so no table is written")

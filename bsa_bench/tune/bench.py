@@ -101,6 +101,7 @@ class Bench:
         def sample() -> float:
             return self._timer.sample(call)
 
+        sample()  # compiles, and would use up the warm-up
         warm_up(sample, PROTOCOL)
         return median(collect(sample, PROTOCOL))
 

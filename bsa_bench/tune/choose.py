@@ -24,25 +24,37 @@ class Origin:
     triton: str
 
 
-def tuned_table(outcomes: Iterable[Outcome], table: Sequence[Entry], *, arch: Arch, origin: Origin) -> list[Entry]:
+@dataclass(frozen=True)
+class Tuned:
+    """A table, and what of the measurements it could not use, in sentences."""
+
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...]
+
+
+def tuned_table(outcomes: Iterable[Outcome], table: Sequence[Entry], *, arch: Arch, origin: Origin) -> Tuned:
     """The table with an entry for each question that was answered in place of the one in force.
 
     `attend` and `grad_q` share their groups of query blocks, so they are chosen together: the group with the least sum
     of both, and of the backward that is faster with it. Whether the backward is fused by default is decided only where
     all three kernels of it were measured.
-
-    Raises:
-        ValueError: the tiles that were measured go together with none in force.
     """
     by_class: dict[tuple[int, int], list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.status == "OK":
             question = outcome.candidate.question
             by_class.setdefault((question.head_dim, question.kept_rows), []).append(outcome)
-    found = list(table)
+    found, notes = list(table), []
     for (head_dim, kept_rows), mine in by_class.items():
-        found = _with_class(found, mine, arch, head_dim, kept_rows, origin)
-    return found
+        changed = _with_class(found, mine, arch, head_dim, kept_rows, origin)
+        if changed is None:
+            kernels = ", ".join(dict.fromkeys(outcome.candidate.question.kernel for outcome in mine))
+            notes.append(
+                f"head size {head_dim}, {kept_rows} kept rows: stays as it was, for no size of groups was measured for "
+                f"all of {kernels} and is in force for the rest; tune attend and grad_q together, with more time"
+            )
+        found = changed or found
+    return Tuned(tuple(found), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,8 @@ class _Option:
 
 def _with_class(
     table: list[Entry], outcomes: Sequence[Outcome], arch: Arch, head_dim: int, kept_rows: int, origin: Origin
-) -> list[Entry]:
+) -> list[Entry] | None:
+    """The table with the best tiles of one class; None where what was measured goes together with nothing."""
     in_force = _tiles(table, arch, head_dim, kept_rows)
     measured = {outcome.candidate.question.kernel for outcome in outcomes}
     groups = {o.candidate.tile.group for o in outcomes if o.candidate.question.kernel in _GROUPED}
@@ -77,12 +90,7 @@ def _with_class(
             continue  # the kernel of the two that was not measured has no tile in these groups
         if all(getattr(tiles, kernel) == o.candidate.tile for kernel, o in best.items()):
             fits.append((option, entries))
-    if not fits:
-        raise ValueError(
-            f"no size of groups was measured for all of {', '.join(sorted(measured))} at head size {head_dim} and "
-            f"{kept_rows} kept rows, nor is it in force for the rest; tune attend and grad_q together"
-        )
-    return min(fits, key=lambda each: each[0].cost_s)[1]
+    return min(fits, key=lambda each: each[0].cost_s)[1] if fits else None
 
 
 def _option(best: dict[Kernel, Outcome], *, is_fused: bool) -> _Option:

@@ -6,6 +6,7 @@ Shape legend: `L` tokens in natural (t, h, w) order, `N` blocks, `M` slots a blo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -93,7 +94,7 @@ class BlockGrid:
                 f"expected [B, H, {self.num_tokens}, D] for grid {self.grid} ({self.num_tokens} tokens), got "
                 f"{list(x.shape)}"
             )
-        return _Permute.apply(x, self, True)
+        return _permute(x, [*self.grid, *self.block], True)
 
     def restore(self, x: Tensor) -> Tensor:
         """Bring tile-major [B, H, N*M, D] back to natural order [B, H, L, D]; padding is dropped. Differentiable.
@@ -103,7 +104,7 @@ class BlockGrid:
         """
         if x.dim() != 4 or x.shape[2] != self.num_slots:
             raise ValueError(f"expected [B, H, {self.num_slots}, D] for {self}, got {list(x.shape)}")
-        return _Permute.apply(x, self, False)
+        return _permute(x, [*self.grid, *self.block], False)
 
     def _to_tiles(self, x: Tensor) -> Tensor:
         token = self.token_of_slot(x.device).view(-1)
@@ -125,16 +126,33 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.reshape(-1, d).index_select(0, (index + base).view(-1)).view(b, h, -1, d)
 
 
-class _Permute(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, grid: BlockGrid, to_tiles: bool) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: ANN001
-        ctx.grid, ctx.to_tiles = grid, to_tiles
-        return grid._to_tiles(x) if to_tiles else grid._to_natural(x)  # noqa: SLF001
+@torch.library.custom_op("bsa_kernels::permute", mutates_args=())
+def _permute(x: Tensor, sides: Sequence[int], to_tiles: bool) -> Tensor:
+    """Permute or restore; an operator, so that a compiler does not trace how a grid's tables are made."""
+    grid = _grid_of(sides)
+    return grid._to_tiles(x) if to_tiles else grid._to_natural(x)  # noqa: SLF001
 
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]  # noqa: ANN001
-        grid: BlockGrid = ctx.grid
-        return (grid._to_natural(grad) if ctx.to_tiles else grid._to_tiles(grad)), None, None  # noqa: SLF001
+
+@_permute.register_fake
+def _(x: Tensor, sides: Sequence[int], to_tiles: bool) -> Tensor:
+    grid = _grid_of(sides)
+    return x.new_empty(*x.shape[:2], grid.num_slots if to_tiles else grid.num_tokens, x.shape[3])
+
+
+def _save(ctx, inputs: tuple[Tensor, list[int], bool], output: Tensor) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001, ARG001
+    _, ctx.sides, ctx.to_tiles = inputs
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    return _permute(grad, ctx.sides, not ctx.to_tiles), None, None
+
+
+_permute.register_autograd(_backward, setup_context=_save)
+
+
+def _grid_of(sides: Sequence[int]) -> BlockGrid:
+    t, h, w, *block = sides
+    return BlockGrid((t, h, w), (block[0], block[1], block[2]))
 
 
 @lru_cache(maxsize=64)

@@ -52,7 +52,7 @@ def test_only_what_is_asked_for_is_listed(settings):
 
 
 def test_what_spills_in_its_main_loop_is_dismissed_and_the_rest_is_predicted(listed, settings):
-    names = ("grad_kv-bf16-d128-k32-p1-32x64-w4-s1", "grad_fused-bf16-d128-k32-p2-64x64-w4-s2")
+    names = ["grad_kv-bf16-d128-k32-p1-32x64-w4-s1", "grad_fused-bf16-d128-k32-p2-64x64-w4-s2"]
     kept, gone = dismiss([each for each in listed if each.name in names], "sm_90", settings)
     assert [each.candidate.name for each in kept] == names[:1]
     assert kept[0].predicted_flop_per_s > 50e12

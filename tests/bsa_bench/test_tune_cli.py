@@ -3,8 +3,8 @@
 import json
 import os
 import signal
-import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from cli_factory import needs_no_gpu
 from run_factory import environment
-from static_examples import shared_cache
+from tune_factory import candidate
 
+from bsa_bench.cli import tune_command
 from bsa_bench.cli.tune_command import TuneRequest, tune
 from bsa_bench.errors import UsageError
+from bsa_bench.tune.candidates import Dismissed, Prospect
 from bsa_kernels.block_sparse.tile_table import load_tiles, table_in_force
 
 # Answers each request by its tile's stages; `hang` and `die` do what they say.
@@ -44,25 +46,34 @@ H200 = environment().model_copy(
 ONE = ("--kernel", "grad_kv", "--head-dim", "128", "--kept-rows", "32")
 
 
-@pytest.fixture
-def cache(tmp_path_factory):
-    return shared_cache(tmp_path_factory)
+LISTED = [candidate("grad_kv", is_in_force=True), *(candidate("grad_kv", num_stages=n) for n in (3, 1))]
+SPILLING = Dismissed(candidate("grad_fused", pack=2), "spills in its main loop: 3 stores and 18 loads a trip")
 
 
 @pytest.fixture
-def request_for(tmp_path, cache):
+def request_for(tmp_path, monkeypatch):
+    def list_some(arch, _, *, kernels, head_dims, kept_rows):
+        assert (arch, kernels, head_dims, kept_rows) == ("sm_90", ["grad_kv", "grad_fused"], [128], [32])
+        return LISTED
+
+    def judge(asked, arch, _):
+        return [Prospect(each, 1e12 * each.tile.num_stages) for each in asked], [SPILLING]
+
+    monkeypatch.setattr(tune_command, "list_candidates", list_some)
+    monkeypatch.setattr(tune_command, "dismiss", judge)
+
     def make(actions=None, **fields):
         command = (sys.executable, "-S", "-c", WORKER.format(actions=json.dumps(actions or {})))
         base = TuneRequest(
             budget="1m",
             arch=None,
-            kernels="grad_kv",
+            kernels="grad_kv,grad_fused",
             head_dims="128",
             kept_rows="32",
             tokens="23296,153600",
             out=tmp_path / "mine.toml",
             dry_run=False,
-            cache=cache,
+            cache=None,
             worker_command=command,
         )
         return replace(base, **fields)
@@ -89,14 +100,14 @@ def test_wrong_and_dying_tiles_are_told_and_not_chosen(request_for, capsys):
     request = request_for({"3": "wrong", "1": "die"})
     assert tune(request, look=lambda: H200) == 3
     out = capsys.readouterr().out
-    assert "grad_kv-bf16-d128-k32-p1-32x64-w4-s3: WRONG: grad_k: bad" in out
-    assert "grad_kv-bf16-d128-k32-p1-32x64-w4-s1: FAILED: its process ended; see " in out
+    assert "grad_kv-d128-k32-g1-p1-s3: WRONG: grad_k: bad" in out
+    assert "grad_kv-d128-k32-g1-p1-s1: FAILED: its process ended; see " in out
     (entry,) = set(load_tiles(request.out)) - set(table_in_force())
     assert entry.tile.num_stages == 2
 
 
 def test_a_tile_that_hangs_costs_no_more_than_the_budget(request_for, capsys):
-    request = request_for({str(n): "hang" for n in (1, 2, 3)}, budget="6s")
+    request = request_for({str(n): "hang" for n in (1, 2, 3)}, budget="2s")
     start = time.monotonic()
     assert tune(request, look=lambda: H200) == 4
     assert time.monotonic() - start < 30
@@ -104,40 +115,27 @@ def test_a_tile_that_hangs_costs_no_more_than_the_budget(request_for, capsys):
     assert not request.out.exists()
 
 
-def test_ctrl_c_writes_what_is_known(tmp_path, cache):
-    program = tmp_path / "program.py"
-    worker = WORKER.format(actions=json.dumps({"3": "hang"}))
-    program.write_text(
-        f"import sys\nfrom pathlib import Path\nsys.path[:0] = {sys.path!r}\n"
-        "from test_tune_cli import H200\nfrom bsa_bench.cli.tune_command import TuneRequest, tune\n"
-        "sys.exit(tune(TuneRequest(budget='5m', arch=None, kernels='grad_kv', head_dims='128', kept_rows='32', "
-        f"tokens='23296', out=Path('mine.toml'), dry_run=False, cache=Path({str(cache)!r}), "
-        f"worker_command=(sys.executable, '-S', '-c', {worker!r})), look=lambda: H200))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, str(program)], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if line.startswith("grad_kv-bf16-d128-k32: "):
-            break
-    time.sleep(1.0)
-    os.killpg(process.pid, signal.SIGINT)
-    seen += process.stdout.read()
-    assert process.wait(timeout=30) == 130, seen
-    assert "not reached: " in seen
-    assert set(load_tiles(tmp_path / "mine.toml")) != set(table_in_force())
+def test_ctrl_c_writes_what_is_known(request_for, capsys):
+    request = request_for({"3": "hang"})
+    alarm = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
+    alarm.start()
+    try:
+        assert tune(request, look=lambda: H200) == 130
+    finally:
+        alarm.cancel()
+    assert "not reached: grad_kv-d128-k32-g1-p1-s3\nnot reached: grad_kv-d128-k32-g1-p1-s1\n" in capsys.readouterr().out
+    (entry,) = set(load_tiles(request.out)) - set(table_in_force())
+    assert entry.tile.num_stages == 2
 
 
 def test_a_dry_run_lists_what_a_gpu_would_measure_and_what_not(request_for, capsys):
-    request = request_for(dry_run=True, kernels="grad_kv,grad_fused")
+    request = request_for(dry_run=True)
     assert tune(request, look=environment) == 0
     out = capsys.readouterr().out
     would, would_not = out.split("would not be measured:")
     assert "would be measured at 23,296 and 153,600 tokens" in would
     assert "  in force\n" in would
-    assert "grad_fused-bf16-d128-k32-p2-64x64-w4-s2: spills in its main loop" in would_not
+    assert SPILLING.candidate.name + ": spills in its main loop" in would_not
     assert not request.out.exists()
 
 

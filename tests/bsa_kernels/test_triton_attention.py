@@ -56,7 +56,8 @@ def plan_on(grid, block, mask=None, *, density=0.4, keep=0.5, heads=2, **more):
 def hard_plan(keep, heads=1):
     """Six blocks, three along t, two of them without padding; lists that are empty, of one block, and full of padding.
 
-    KV block 2 is chosen by nobody, block 3 by all but query blocks 1 and 4, which see nothing, and 5, which sees itself.
+    KV block 2 is chosen by nobody, block 3 by all but query blocks 1 and 4, which see nothing, and 5, which sees
+    itself.
     """
     grid = BlockGrid((9, 7, 4), ONE)
     mask = random_mask(grid, grid, 0.5, heads=heads)
@@ -326,7 +327,7 @@ def test_the_sum_of_a_block_s_gradients_is_preserved_by_its_kept_rows(keep, monk
     tables = triton.prepare(plan, head_dim=16, dtype=FP32)
     poison_empty(monkeypatch)
     rows = launch_pack_rows(inputs.q, inputs.v, inputs.do, tables)
-    per_block = plan.q_grid.permute(inputs.do).unflatten(2, plan.shape[2:3] + (-1,)).sum(3)
+    per_block = plan.q_grid.permute(inputs.do).unflatten(2, (*plan.shape[2:3], -1)).sum(3)
     torch.testing.assert_close(rows.do.sum(3), per_block, rtol=1e-5, atol=1e-5)
     is_row = plan.kept_slots >= 0
     kept = {name: plan.gather_kept(plan.q_grid.permute(x.detach())) for name, x in (("q", inputs.q), ("o", inputs.v))}
