@@ -13,6 +13,8 @@ import contextlib
 import ctypes
 import hashlib
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import inspect
 import json
@@ -24,7 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -46,8 +48,32 @@ class RequestError(Exception):
         self.kind = kind
 
 
+class _OwnModulesOnly(importlib.abc.MetaPathFinder):
+    """A package of these folders has the modules that lie in it, and no others.
+
+    Where the project is installed in editable mode, its finder would give a revision that lacks a module the one of
+    the checkout.
+    """
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        self._folders = [Path(folder).resolve() for folder in folders if folder]
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """As of any finder; raises ModuleNotFoundError instead of letting a later finder answer."""
+        places = [Path(place).resolve() for place in path or ()]
+        if not places or not all(any(p.is_relative_to(f) for f in self._folders) for p in places):
+            return None
+        found = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if found is None:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+        return found
+
+
 def main() -> None:
     """Answer requests until stdin ends."""
+    sys.meta_path.insert(0, _OwnModulesOnly(os.environ.get("PYTHONPATH", "").split(os.pathsep)))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what imported modules print must not break the protocol
     for line in sys.stdin:

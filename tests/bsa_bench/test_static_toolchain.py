@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import bsa_kernels
 from bsa_bench.errors import StoreError, UsageError
 from bsa_bench.static.compile import Toolchain, list_configs
 from bsa_bench.static.config import ARCH_NAMES
@@ -112,6 +113,26 @@ def test_a_revision_without_configurations_says_so(repository):
     with revision_sources("HEAD", repository) as folder, pytest.raises(UsageError) as error:
         declared(folder, folder / "kernels")
     assert str(error.value).startswith("HEAD: these sources declare no configurations: No module named 'bsa_kernels.")
+
+
+EDITABLE_INSTALL = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder:
+    @staticmethod
+    def find_spec(fullname, path=None, target=None):
+        return PathFinder.find_spec(fullname, [{package!r}]) if fullname.startswith("bsa_kernels.") else None
+
+sys.meta_path.append(Finder)
+"""
+
+
+def test_a_revision_gets_no_module_from_an_editable_install_of_another(repository, tmp_path):
+    package = Path(bsa_kernels.__file__).parent
+    (tmp_path / "sitecustomize.py").write_text(EDITABLE_INSTALL.format(package=str(package)))
+    with pytest.raises(UsageError, match=r"No module named 'bsa_kernels\.block_sparse'"):
+        declared(repository / "kernels", tmp_path)
 
 
 def test_a_revision_before_configurations_had_architectures_declares_the_same_for_each(repository):
