@@ -38,6 +38,7 @@ ENGINES: dict[str, str] = {
     "gather": "bsa_bench.engines.plan:GATHER",
     "triton": "bsa_bench.engines.plan:TRITON",
     "triton-tiled": "bsa_bench.engines.plan:TRITON_TILED",
+    "gluon": "bsa_bench.engines.plan:GLUON",
 }
 
 #: Engines without block plans: they run `full` only. Kept beside the names, so that listing loads nothing.

@@ -251,7 +251,7 @@ class _GroupRun:
         if plan is None or case.options is None:
             return dense_work(case.workload, case.passes, backward_factor=engine.backward_factor)
         head_dim, dtype = case.workload.head_dim, getattr(self.torch, case.workload.dtype)
-        group_size = getattr(engine, "group_size", None)
+        list_members, work_members = (getattr(engine, name, None) for name in ("list_members", "work_members"))
         return plan_work(
             case.workload,
             plan,
@@ -259,7 +259,8 @@ class _GroupRun:
             case.passes,
             executed_forward=engine.executed_flop(plan, head_dim),
             backward_factor=engine.backward_factor,
-            group_size=group_size(plan, head_dim, dtype) if group_size else 1,
+            list_members=list_members(plan, head_dim, dtype) if list_members else None,
+            work_members=work_members(plan, head_dim, dtype) if work_members else None,
         )
 
     def _resolved_backend(self, case: Case, operator: Operator, qkv: QKV) -> tuple[str | None, str | None]:

@@ -23,7 +23,8 @@ class Engine(Protocol):
         is_fused: optional, False by default: it reads q, k and v where they are and fills the output, by
             `prepare_tokens(plan, q)` and `attend_tokens(q, k, v, prepared, scale=...)` in place of `prepare` and
             `attend`; `is_tiled` then says that they are tile-major.
-        group_size: optional, `group_size(plan, head_dim, dtype)`: query blocks that share a list; 1 without it.
+        list_members: optional, `list_members(plan, head_dim, dtype)`: [R, G] query blocks that share a list; each has
+            its own without it. `work_members`: those multiplied with the union of what they listed; the same without.
         in_forms: optional, `in_forms(text)`: the engine in the forms that stand behind a colon in its name.
     """
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from bsa_bench.engines.forms import Extent, Form, parse_forms
+from bsa_bench.errors import UnsupportedError
 from bsa_kernels import BlockGrid, full_plan
+from bsa_kernels.block_sparse.lists import groups_of
 from bsa_kernels.block_sparse.tile_table import padded
-from bsa_kernels.engines import get_engine, triton
+from bsa_kernels.engines import get_engine, gluon, triton
 
 if TYPE_CHECKING:
     from bsa_kernels import BlockPlan
@@ -113,9 +115,13 @@ class Fused(PlanEngine):
         """What the tiles compute, unions included."""
         return triton.executed_flop(plan, head_dim, self._tiles(plan, head_dim, torch.bfloat16))
 
-    def group_size(self, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> int:
-        """Query blocks that share a list."""
-        return self._tiles(plan, head_dim, dtype).attend.group
+    def list_members(self, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> Tensor:
+        """Query blocks that share a list, [R, G]."""
+        return groups_of(plan.q_grid, self._tiles(plan, head_dim, dtype).attend.group, device=plan.device)
+
+    def work_members(self, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> Tensor:
+        """Query blocks that are multiplied with the union of what they listed, [R, G]."""
+        return self.list_members(plan, head_dim, dtype)
 
     def _tiles(self, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> Tiles:
         tiles = triton.choose_tiles(plan, head_dim=head_dim, dtype=dtype)
@@ -131,6 +137,28 @@ class Fused(PlanEngine):
             if form.change_tables:
                 tables = form.change_tables(tables)
         return tables
+
+
+class Specialized(Fused):
+    """The forward whose warps load or multiply, over lists of 128 rows; backward as Fused."""
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:
+        """What the engine itself says."""
+        return gluon.unsupported(device, dtype, head_dim, backward=backward)
+
+    def executed_flop(self, plan: BlockPlan, head_dim: int) -> float:
+        """What the halves of programs compute."""
+        return gluon.executed_flop(plan, head_dim, self._tiles(plan, head_dim, torch.bfloat16))
+
+    def work_members(self, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> Tensor:
+        """Those of each half."""
+        return gluon.half_members(self.list_members(plan, head_dim, dtype))
+
+    def _tiles(self, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> Tiles:
+        try:
+            return gluon.choose_tiles(plan, head_dim=head_dim, dtype=dtype)
+        except ValueError as error:
+            raise UnsupportedError(str(error)) from error
 
 
 class Flex(PlanEngine):
@@ -151,3 +179,4 @@ FLEX = Flex("flex", 3.5, "torch")
 _INTERPRETED = "Triton ran in its interpreter, which verifies on a CPU and tells no speed; time it on a GPU."
 TRITON = Fused("triton", 3.5, "triton", untimed_on_cpu=_INTERPRETED)
 TRITON_TILED = Fused("triton-tiled", 3.5, "triton", untimed_on_cpu=_INTERPRETED, is_tiled=True)
+GLUON = Specialized("gluon", 3.5, "triton")

@@ -8,6 +8,8 @@ from bsa_bench.result import BsaOptions, PassName, Work
 from bsa_bench.workload import Workload
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bsa_kernels import BlockPlan
 
 #: FLOP of a pass over those of the forward: 2 matrix products forward, 5 backward with recomputation.
@@ -39,7 +41,8 @@ def plan_work(
     *,
     executed_forward: float,
     backward_factor: float,
-    group_size: int = 1,
+    list_members: Tensor | None = None,
+    work_members: Tensor | None = None,
 ) -> Work:
     """Work of a plan (synchronises).
 
@@ -47,13 +50,14 @@ def plan_work(
         workload, plan, options, which: what is attended, and in which pass.
         executed_forward: FLOP that the engine's tiles compute in a forward.
         backward_factor: what its backward executes over that.
-        group_size: query blocks that share a list in it.
+        list_members: [R, G], query blocks that share a list in it; each by itself if None.
+        work_members: [R, G], those multiplied with the union of what they listed; `list_members` if None.
     """
     from bsa_kernels.block_sparse.lists import groups_of, list_lengths, union_efficiency
     from bsa_kernels.engines.triton import union_counts
 
-    lists = list_lengths(union_counts(plan, group_size))
-    members = groups_of(plan.q_grid, group_size, device=plan.device)
+    walked = groups_of(plan.q_grid, 1, device=plan.device) if list_members is None else list_members
+    lists = list_lengths(union_counts(plan, walked))
     counts = plan.kv_counts.double()
     listed = plan.block_mask.double() @ plan.kv_grid.real_counts(plan.device).double()  # real keys a row sees
     pairs = float((listed * plan.num_kept).sum())
@@ -77,7 +81,7 @@ def plan_work(
         list_length_min=int(counts.min()),
         list_length_mean=float(counts.mean()),
         list_length_max=int(counts.max()),
-        union_efficiency=float(union_efficiency(plan.block_bits, members)),
+        union_efficiency=float(union_efficiency(plan.block_bits, walked if work_members is None else work_members)),
         list_mean=float(lists.mean),
         list_max=int(lists.longest),
         num_dead_blocks=int((plan.inverse[0] == 0).sum()),

@@ -6,7 +6,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bsa_bench.result import Case, PassName
@@ -57,6 +57,7 @@ ENGINE_COST: dict[str, EngineCost] = {
     "gather": EngineCost(0.5, 0.2, tensors_forward=3, tensors_backward=6, gathered=256 << 20),
     "triton": _OURS,
     "triton-tiled": _OURS,
+    "gluon": replace(_OURS, is_interpreted=False),
 }
 OTHER_ENGINE = EngineCost(0.5, 0.4, tensors_forward=2, tensors_backward=5, compile_s=10.0)
 """An engine of a third party."""

@@ -84,7 +84,7 @@ def _ceiling(reading: Reading, device: Device) -> Ceiling:
         flop_per_trip=reading.flop_per_trip,
         half_rate_flop=reading.half_rate_flop,
         traffic=reading.traffic,
-        num_warps=reading.compiled.record.num_warps,
+        num_warps=reading.crew.all_warps,
         depth=reading.depth,
         arch=ARCHITECTURES[reading.compiled.arch],
         device=device,

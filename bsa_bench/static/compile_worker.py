@@ -283,12 +283,15 @@ def _build(
     import triton
     from triton import knobs
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     # Read by the compiler when it compiles, not when it is imported.
     os.environ["TRITON_DISABLE_LINE_INFO"] = "0" if has_line_info else "1"
     knobs.runtime.add_stages_inspection_hook = _mend_stages
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    if function.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
+    else:
+        from triton.compiler import ASTSource
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     start = time.perf_counter()
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -47,7 +47,9 @@ class Loop:
 
 @dataclass(frozen=True)
 class Flow:
-    """Blocks by address and the loops among those that can be reached; `has_unread_jumps` where a jump is computed."""
+    """Blocks by address and the loops among those that can be reached; `has_unread_jumps` where a jump
+    is computed and the listing does not say where it may go.
+    """
 
     blocks: tuple[Block, ...]
     loops: tuple[Loop, ...]
@@ -78,7 +80,8 @@ def read_flow(sass: Sass) -> Flow:
             block for block in bodies[header] if all(block in dominators[source] for source in headers[header])
         )
         loops.append(Loop(index, parent, header, frozenset(bodies[header]), always))
-    unread = any(sass.instructions[blocks[i].stop - 1].name in _INDIRECT for i in reachable)
+    last = [sass.instructions[blocks[i].stop - 1] for i in reachable]
+    unread = any(each.name in _INDIRECT and not each.targets for each in last)
     return Flow(blocks, tuple(loops), unread)
 
 
@@ -91,10 +94,10 @@ def _blocks(sass: Sass) -> tuple[Block, ...]:
     for start, stop in itertools.pairwise(cuts):
         last = sass.instructions[stop - 1]
         successors = []
-        target = sass.labels.get(last.target or "")
-        is_call = last.name == "CALL" and _returns(sass, target)
-        if _is_jump(last) and last.name not in _ENDS and not is_call and target in numbers:
-            successors.append(numbers[target])
+        targets = [sass.labels[label] for label in last.targets if label in sass.labels]
+        is_call = last.name == "CALL" and _returns(sass, targets[0] if targets else None)
+        if _is_jump(last) and last.name not in _ENDS and not is_call:
+            successors += [numbers[target] for target in targets if target in numbers]
         if (not _is_jump(last) or _is_conditional(last) or is_call) and stop in numbers:
             successors.append(numbers[stop])
         blocks.append(Block(start, stop, tuple(dict.fromkeys(successors))))
@@ -131,11 +134,15 @@ def _returns(sass: Sass, target: int | None, within: frozenset[int] = frozenset(
                 return True
             if not _is_jump(each):
                 continue
-            jump = sass.labels.get(each.target or "")
-            if each.name == "CALL" and jump not in within and _returns(sass, jump, within):
+            jumps = [sass.labels[label] for label in each.targets if label in sass.labels]
+            if (
+                each.name == "CALL"
+                and (not jumps or jumps[0] not in within)
+                and _returns(sass, next(iter(jumps), None), within)
+            ):
                 continue
-            if each.name not in _ENDS and jump is not None:
-                todo.append(jump)
+            if each.name not in _ENDS:
+                todo += jumps
             if not _is_conditional(each):
                 break
     return False

@@ -13,7 +13,8 @@ from bsa_bench.static.devices import DEVICES
 from bsa_bench.store.derive import Row, derive
 from bsa_bench.store.reader import read_run
 
-ENGINE = "triton"
+#: Engines, and the modules that their configurations are of. The backward of `gluon` is that of `triton`.
+_MODULES = {("triton", "forward"): "triton_", ("triton", "backward"): "triton_", ("gluon", "forward"): "gluon_"}
 _DENSE_BLOCK = 64
 _FORMATS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _KERNELS = {"forward": {"attend_kernel"}, "backward": {"grad_q_kernel", "grad_kv_kernel"}}
@@ -31,6 +32,7 @@ class Measured:
     case_id: str
     device: str
     device_name: str
+    engine: str
     passes: str
     dtype: str
     head_dim: int
@@ -44,17 +46,24 @@ class Measured:
     def is_of(self, config: KernelConfig) -> bool:
         """Whether a configuration is one of our kernels of this pass with this head size, format and these blocks."""
         given = config.constexprs
-        sizes = {"D": self.head_dim, "K": self.kept_rows, "MK": self.block_keys}
+        module, _, function = config.kernel.rpartition(":")
+        sizes = {"D": self.head_dim, "K": self.kept_rows}
         # Not every kernel is compiled for these.
-        others = {"MQ": self.block_rows, "HAS_PARTIAL": self.has_padding, "FUSED": False}
+        others = {
+            "MK": self.block_keys,
+            "MQ": self.block_rows,
+            "HAS_PARTIAL": self.has_padding,
+            "FUSED": False,
+        }
         if "FUSED" in given:
             del others["HAS_PARTIAL"]  # the split form is one kernel for both
         return (
-            config.kernel.startswith("bsa_kernels.")
-            and config.kernel.rpartition(":")[2] in _KERNELS[self.passes]
+            module.startswith("bsa_kernels.")
+            and module.rpartition(".")[2].startswith(_MODULES[self.engine, self.passes])
+            and function in _KERNELS[self.passes]
             and all(given.get(name) == size for name, size in sizes.items())
             and all(given.get(name, value) == value for name, value in others.items())
-            and config.signature.get("k_ptr") == f"*{self.dtype}"
+            and config.signature.get("k_ptr", config.signature.get("q_ptr")) == f"*{self.dtype}"
         )
 
 
@@ -67,7 +76,7 @@ def device_of(device_name: str) -> str | None:
 
 
 def read_measured(folders: Iterable[Path]) -> list[Measured]:
-    """Collect correct results of the Triton engine on known GPUs from runs of a commit, not of edited sources."""
+    """Collect correct results of our kernels on known GPUs from runs of a commit, not of edited sources."""
     found = []
     for folder in folders:
         run = read_run(folder)
@@ -84,7 +93,7 @@ def _measured(row: Row, run_id: str, device_name: str) -> Measured | None:
     result: Result = row.result
     case, device = result.case, device_of(device_name)
     phase = _PHASES.get(case.passes, "")
-    if case.engine != ENGINE or not row.is_correct or device is None or phase not in row.phases:
+    if (case.engine, case.passes) not in _MODULES or not row.is_correct or device is None or phase not in row.phases:
         return None
     work, options = result.work, case.options
     if work is None or work.flops_executed is None or case.workload.dtype not in _FORMATS:
@@ -99,6 +108,7 @@ def _measured(row: Row, run_id: str, device_name: str) -> Measured | None:
         case_id=result.case_id,
         device=device,
         device_name=device_name,
+        engine=case.engine,
         passes=case.passes,
         dtype=_FORMATS[case.workload.dtype],
         head_dim=case.workload.head_dim,

@@ -20,6 +20,26 @@ _OPERAND_ROW_BYTES = 32
 
 
 @dataclass(frozen=True)
+class Crew:
+    """Who makes a trip of the main loop: all warps of a CTA, or the partitions of a specialised kernel.
+
+    Attributes:
+        warps: those of one partition that runs the loop.
+        teams: partitions that run it, each a copy of its own; one where warps are not specialised.
+        loops: the TTGIR loops of a trip: the main one, and those of partitions that load for it.
+    """
+
+    warps: int
+    teams: int
+    loops: tuple[int, ...]
+
+    @property
+    def all_warps(self) -> int:
+        """Warps of a CTA that run the loop."""
+        return self.warps * self.teams
+
+
+@dataclass(frozen=True)
 class Reading:
     """A compiled configuration, read.
 
@@ -29,6 +49,7 @@ class Reading:
         outside: instructions in no loop.
         loops: outer loops before inner ones.
         main: the loop that holds the dots; of several the one with most of them, then the shortest. None without one.
+        crew: the warps that run the main loop, and the loops that run beside it.
         flop_per_trip: FLOP of a CTA's matrix products in a trip of the main loop.
         half_rate_flop: those of them whose instructions have too few rows for the whole rate.
         traffic: bytes that a trip moves.
@@ -44,6 +65,7 @@ class Reading:
     outside: Region
     loops: tuple[Region, ...]
     main: Region | None
+    crew: Crew
     flop_per_trip: int
     half_rate_flop: int
     traffic: Traffic
@@ -106,8 +128,9 @@ def read(compiled: Compiled) -> Reading:
     ttgir = read_ttgir(compiled.ttgir)
     main = _main_loop(loops)
     index = _same_loop(main, ttgir) if main else None
+    crew = _crew(ttgir, index, record.num_warps)
     dots = tuple(dot for dot in ttgir.dots if main and dot.loop == index)
-    accesses = tuple(access for access in ttgir.accesses if main and access.loop == index)
+    accesses = tuple(access for access in ttgir.accesses if main and access.loop in (crew.loops or (index,)))
     arch = ARCHITECTURES[compiled.arch]
     return Reading(
         compiled=compiled,
@@ -121,16 +144,17 @@ def read(compiled: Compiled) -> Reading:
         outside=outside,
         loops=tuple(loops),
         main=main,
-        flop_per_trip=_flop(main, dots, record.num_warps) if main else 0,
+        crew=crew,
+        flop_per_trip=_flop(main, dots, crew) if main else 0,
         half_rate_flop=sum(
             dot.flop
             for dot in dots
             if dot.kind == "tcgen05" and (dot.instruction or (dot.m,))[0] < arch.half_rate_below_rows
         ),
-        traffic=_traffic(main, dots, accesses, record.num_warps) if main else Traffic(0, 0, 0),
+        traffic=_traffic(main, dots, accesses, crew) if main else Traffic(0, 0, 0),
         dots=dots,
         buffers=tuple(
-            b for b in ttgir.buffers if main and b.loop == index and b.is_filled_by_copies and not b.is_barrier
+            b for b in ttgir.buffers if main and b.loop in crew.loops and b.is_filled_by_copies and not b.is_barrier
         ),
         accesses=accesses,
         coalescing=tuple(read_coalescing(compiled.ttgir, loop=index)) if main else (),
@@ -161,17 +185,34 @@ def _same_loop(main: Region, ttgir: Ttgir) -> int | None:
     return max(inside, key=lambda loop: inside[loop], default=None)
 
 
-def _flop(main: Region, dots: Sequence[Dot], num_warps: int) -> int:
+def _crew(ttgir: Ttgir, index: int | None, num_warps: int) -> Crew:
+    if index is None:
+        return Crew(num_warps, 1, ())
+    partition = ttgir.loops[index].partition
+    if partition is None:
+        return Crew(num_warps, 1, (index,))
+    flop: dict[int, int] = {}
+    for dot in ttgir.dots:
+        if dot.loop is not None:
+            flop[dot.loop] = flop.get(dot.loop, 0) + dot.flop
+    teams = {ttgir.loops[loop].partition for loop, total in flop.items() if total == flop.get(index)}
+    working = {ttgir.loops[loop].partition for loop in flop}
+    loading = {a.loop for a in ttgir.accesses if a.kind != "plain" and a.direction == "load" and a.loop is not None}
+    beside = {loop for loop in loading if ttgir.loops[loop].partition not in working}
+    return Crew(ttgir.warps_of(partition), len(teams), (index, *sorted(beside)))
+
+
+def _flop(main: Region, dots: Sequence[Dot], crew: Crew) -> int:
     """FLOP of a trip as executed: of the instructions where they state their shape, else of Triton's dots."""
     if any(op.tensor_class == "tcgen05" for op in main.tensor_ops):
         return sum(dot.flop for dot in dots)
-    teams = {"mma.sync": num_warps, "wgmma": num_warps // WARPGROUP}
-    return sum(2 * op.m * op.n * op.k * teams[op.tensor_class] for op in main.tensor_ops)
+    times = {"mma.sync": crew.all_warps, "wgmma": crew.all_warps // WARPGROUP}
+    return sum(2 * op.m * op.n * op.k * times[op.tensor_class] for op in main.tensor_ops)
 
 
-def _traffic(main: Region, dots: Sequence[Dot], accesses: Sequence[Access], num_warps: int) -> Traffic:
+def _traffic(main: Region, dots: Sequence[Dot], accesses: Sequence[Access], crew: Crew) -> Traffic:
     bulk = sum(access.bytes for access in accesses if access.kind == "tma")
-    groups = num_warps // WARPGROUP
+    groups = crew.all_warps // WARPGROUP
     operands = sum(
         groups * _OPERAND_ROW_BYTES * (op.n + (op.m if op.a_source == "shared" else 0))
         for op in main.tensor_ops

@@ -18,6 +18,8 @@ _LINE = re.compile(r'//## File "([^"]*)", line (\d+)( inlined at )?')
 # Listings for sm_80 have no `.target`, only `.headerflags @"... EF_CUDA_SM80 ..."`.
 _TARGET = re.compile(r"\s*(?:\.target\s+sm_|\.headerflags\s.*?\bEF_CUDA_SM)(\w+)")
 _REFERENCE = re.compile(r"`\(([^)]+)\)")
+# A computed jump lists where it may go: `BRX R4 -0x100 (*"BRANCH_TARGETS .L_x_2,.L_x_3"*)`.
+_TARGETS = re.compile(r'"BRANCH_TARGETS ([^"]+)"')
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ class Instruction:
         """The label that it refers to."""
         found = _REFERENCE.search(self.operands)
         return found[1] if found else None
+
+    @cached_property
+    def targets(self) -> tuple[str, ...]:
+        """All labels that it may jump to: its target, or those that a computed jump lists."""
+        if self.target is not None:
+            return (self.target,)
+        found = _TARGETS.search(self.operands)
+        return tuple(label.strip() for label in found[1].split(",")) if found else ()
 
     def __str__(self) -> str:
         guard = f"@{self.guard} " if self.guard else ""
@@ -113,7 +123,6 @@ def read_sass(listing: str, kernel: str) -> Sass:
 
 # After a dot it is a part of a register (`R0.B1`: its second byte).
 _REGISTER = re.compile(r"(?<!\.)\b(UR|UP|R|P|B|SB)(\d+)\b")
-# A computed jump lists where it may go: `BRX R4 -0x100 (*"BRANCH_TARGETS .L_x_2,.L_x_3"*)`.
 _IMMEDIATE_TARGET = re.compile(r"`\([^)]*\)|-?\b0x[0-9a-f]+\s*(?:\(\*.*\*\))?\s*$")
 
 

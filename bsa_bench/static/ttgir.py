@@ -107,6 +107,12 @@ class Ttgir:
     buffers: tuple[Buffer, ...]
     accesses: tuple[Access, ...]
 
+    def warps_of(self, partition: str | None) -> int:
+        """Warps that run a partition: the kernel's own, or those that specialisation adds for it."""
+        if partition is None or partition == "default":
+            return self.num_warps
+        return self.partition_warps[int(partition.removeprefix("partition"))]
+
     def depths(self, loop: int) -> tuple[int, ...]:
         """The depth of each buffer that copies in a loop fill, inner loops apart; empty if nothing is pipelined.
 

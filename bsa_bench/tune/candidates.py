@@ -136,11 +136,11 @@ def _fault(found: Analysis | Failure) -> str | None:
 
 
 def _question(config: KernelConfig) -> Question | None:
-    """The question that a configuration answers; None for the kernels without tiles."""
+    """The question that a configuration answers; None for the kernels that no table has."""
     constants = config.constexprs
     function = config.kernel.rpartition(":")[2]
     names: dict[str, Kernel] = {"attend_kernel": "attend", "grad_q_kernel": "grad_q", "grad_kv_kernel": "grad_kv"}
-    if function not in names:
+    if function not in names or "ROWS" not in constants:
         return None
     kernel: Kernel = "grad_fused" if constants.get("FUSED") else names[function]
     return Question(kernel, int(constants["D"] or 0), int(constants["K"] or 0))

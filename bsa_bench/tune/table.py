@@ -13,7 +13,10 @@ from bsa_kernels.block_sparse.tile_table import Entry, Tile
 
 #: Of what has a default only what differs is written.
 _OPTIONAL = {
-    **{name: Tile.__dataclass_fields__[name].default for name in ("group", "pack", "transposed", "maxnreg")},
+    **{
+        name: Tile.__dataclass_fields__[name].default
+        for name in ("group", "pack", "transposed", "maxnreg", "specialized")
+    },
     **{name: Entry.__dataclass_fields__[name].default for name in ("min_list", "is_default_backward")},
 }
 _FIRST = ("kernel", "arch", "head_dim", "kept_rows", "min_list")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bsa_kernels.bsa import stages
 from bsa_kernels.bsa.options import BsaOptions, Fill, KvRule, QueryRule
-from bsa_kernels.engines import FUSED, auto_engine, get_engine
+from bsa_kernels.engines import FUSED, auto_engine, get_engine, get_fused
 from bsa_kernels.grid import BlockGrid
 from bsa_kernels.plan import BlockPlan
 
@@ -90,7 +90,8 @@ def bsa_attention(
 
     Args:
         q, k, v: [B, H, L, D] in natural (t, h, w) token order, one floating dtype, one device.
-        engine: `auto` (`triton` on CUDA, `gather` elsewhere), `triton`, `gather`, `flex`, or `reference`, the oracle.
+        engine: `auto` (`triton` on CUDA, `gather` elsewhere), `triton`, `gluon` (a forward for
+            Hopper alone), `gather`, `flex`, or `reference`, the oracle.
             The engine asked for runs, or the call raises: nothing falls back.
         tiled: q, k, v and the result are tile-major [B, H, N*M, D], see `tile_permute`; padding is not read, and zero
             in the result.
@@ -120,7 +121,7 @@ def bsa_attention(
     name = _engine_for(q, k, v, engine)
     stages.check_qkv(q, k, v, options.grid, slots=_num_slots(options) if tiled else None)
     if name in FUSED:
-        return _fused(q, k, v, options, scale=scale, tiled=tiled)
+        return _fused(q, k, v, options, scale=scale, tiled=tiled, engine=name)
     q_grid, kv_grid = stages.grids(options)
     if not tiled:
         q, k, v = q_grid.permute(q), kv_grid.permute(k), kv_grid.permute(v)
@@ -145,10 +146,9 @@ def block_sparse_attention(
             f"plan: expected (B, H) = {tuple(q.shape[:2])} on {q.device}, got {plan.shape[:2]} on {plan.device}"
         )
     if name in FUSED:
-        from bsa_kernels.engines import triton
-
-        tables = triton.prepare(plan, head_dim=q.shape[-1], dtype=q.dtype)
-        return triton.attend_tokens(q, k, v, tables, scale=stages.default_scale(q, scale))
+        fused = get_fused(name)
+        tables = fused.prepare(plan, head_dim=q.shape[-1], dtype=q.dtype)
+        return fused.attend_tokens(q, k, v, tables, scale=stages.default_scale(q, scale))
     tiles = stages.Tiles(plan.q_grid.permute(q), plan.kv_grid.permute(k), plan.kv_grid.permute(v))
     return _attend(tiles, plan, scale, name)
 
@@ -192,7 +192,9 @@ def _attend(tiles: stages.Tiles, plan: BlockPlan, scale: float | None, engine: s
     return plan.fill_output(runner.attend(tiles.q, tiles.k, tiles.v, plan, runner.prepare(plan), scale=factor))
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, options: BsaOptions, *, scale: float | None, tiled: bool) -> Tensor:
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, options: BsaOptions, *, scale: float | None, tiled: bool, engine: str
+) -> Tensor:
     """Two operators: tables of a plan, and attention by them. Nothing else, so that a compiler sees through it."""
     from bsa_kernels.block_sparse import ops
     from bsa_kernels.block_sparse.tables import encode_shape
@@ -205,10 +207,23 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, options: BsaOptions, *, scale: float
         fills=not (options.query_keep == 1 and q_grid.is_even),
         expected_list=math.ceil(options.kv_density * kv_grid.num_blocks),
     )
+    if engine == "gluon":
+        numbers += _gluon_tiles(options, q.shape[-1], q.dtype)
     factor = stages.default_scale(q, scale)
     choices = (options.query_keep, options.kv_density, options.query_rule, options.kv_rule, options.fill)
     tensors = ops.make_tables(q.detach(), k.detach(), numbers, *choices, factor)
     return ops.attend(q, k, v, tensors, numbers, scale=factor)
+
+
+@torch.compiler.assume_constant_result
+def _gluon_tiles(options: BsaOptions, head_dim: int, dtype: torch.dtype) -> list[int]:
+    """The tiles of the engine gluon as integers; what `triton` runs is looked up by its operators."""
+    from bsa_kernels.bsa.queries import kept_rows
+    from bsa_kernels.engines.gluon import specialized_tiles
+
+    q_grid, kv_grid = stages.grids(options)
+    kept = kept_rows(q_grid, options.query_rule, options.query_keep)
+    return specialized_tiles(kv_grid, kept_rows=kept, head_dim=head_dim, dtype=dtype).encode()
 
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bsa_bench.catalog import build_operator, load_engine
+from bsa_bench.errors import UnsupportedError
 from bsa_bench.measure.work import PASS_FACTOR, dense_work, executed_factor, plan_work
 from bsa_bench.result import PASSES, BsaOptions, Case
 from bsa_bench.workload import Workload
@@ -52,10 +53,11 @@ def test_pairs_and_densities_are_those_of_the_dense_mask(grid, density, keep, qu
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_union_efficiency_is_what_members_asked_for_over_what_their_groups_walk(size):
     one, plan = planned((8, 9, 12), kv_density=0.3)
+    shared = groups_of(plan.q_grid, size, device=plan.device)
     work = plan_work(
-        one.workload, plan, one.options, "forward", executed_forward=1.0, backward_factor=3.5, group_size=size
+        one.workload, plan, one.options, "forward", executed_forward=1.0, backward_factor=3.5, list_members=shared
     )
-    members = groups_of(plan.q_grid, size, device=plan.device).tolist()
+    members = shared.tolist()
     mask = plan.block_mask[0].bool()
     asked = walked = 0
     lengths = []
@@ -75,10 +77,42 @@ def test_union_efficiency_is_what_members_asked_for_over_what_their_groups_walk(
 def test_our_engine_says_how_many_query_blocks_share_a_list(form, size):
     _, plan = planned((8, 8, 8), kv_density=0.3)
     engine = load_engine(f"triton{form}")
-    assert engine.group_size(plan, 64, torch.float16) == size
+    members = engine.list_members(plan, 64, torch.float16)
+    assert torch.equal(members, groups_of(plan.q_grid, size, device=plan.device))
+    assert torch.equal(engine.work_members(plan, 64, torch.float16), members)
     executed = engine.executed_flop(plan, 64)
     assert executed > 4 * 64 * float(plan.num_kept.sum()) * 64 * 8 * 0.1
-    assert not hasattr(load_engine("gather"), "group_size")
+    assert not hasattr(load_engine("gather"), "list_members")
+
+
+@pytest.mark.parametrize(("keep", "size"), [(0.5, 4), (1.0, 2)])
+def test_halves_of_a_specialised_program_multiply_the_unions_of_their_own_blocks(keep, size):
+    one, plan = planned((8, 9, 12), kv_density=0.3, query_keep=keep)
+    engine = load_engine("gluon")
+    lists, halves = (f(plan, 64, torch.float16) for f in (engine.list_members, engine.work_members))
+    assert lists.shape[1] == size
+    assert torch.equal(halves, lists.view(-1, size // 2))
+    unions = [plan.block_mask[0, :, [m for m in half if m >= 0]].any(1).sum() for half in halves.tolist()]
+    executed = engine.executed_flop(plan, 64)
+    assert executed == 4 * 64 * 64 * 64 * int(sum(unions))
+    whole = plan_work(
+        one.workload, plan, one.options, "forward", executed_forward=executed, backward_factor=3.5, list_members=lists
+    )
+    of_halves = plan_work(
+        *(one.workload, plan, one.options, "forward"),
+        executed_forward=executed,
+        backward_factor=3.5,
+        list_members=lists,
+        work_members=halves,
+    )
+    assert of_halves.union_efficiency > whole.union_efficiency
+    assert of_halves.list_mean == whole.list_mean
+
+
+def test_blocks_that_the_specialised_forward_cannot_take_are_unsupported():
+    _, plan = planned((8, 9, 12), kv_density=0.3, block=(2, 4, 4))
+    with pytest.raises(UnsupportedError, match=r"expected KV blocks of 64 tokens .*, got block \(2, 4, 4\); use"):
+        load_engine("gluon").executed_flop(plan, 64)
 
 
 def test_a_plan_of_everything_is_dense_work():

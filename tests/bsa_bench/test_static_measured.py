@@ -72,6 +72,24 @@ def test_a_rate_is_not_that_of_another_configuration(tmp_path, other):
     assert not rate.is_of(other)
 
 
+def test_rates_of_the_specialised_forward_are_those_of_its_own_kernel(tmp_path):
+    own = KernelConfig(
+        name="c",
+        kernel="bsa_kernels.block_sparse.gluon_attend:attend_kernel",
+        signature={"q_ptr": "*bf16"},
+        constexprs={"MQ": 64, "K": 64, "D": 128, "HAS_PARTIAL": True},
+    )
+    cases = [
+        case("bsa@gluon", 23296, passes, options=BsaOptions(query_keep=1.0), head_dim=128, heads=12, dtype="bfloat16")
+        for passes in ("forward", "backward")
+    ]
+    (rate,) = stored(tmp_path / "gluon", [result_of(each) for each in cases])  # its backward is that of triton
+    assert rate.is_of(own)
+    assert not rate.is_of(config())
+    (other,) = stored(tmp_path / "triton", [result_of(dense_case())])
+    assert not other.is_of(own)
+
+
 def test_kept_rows_are_those_that_the_plan_kept(tmp_path):
     half = result_of(dense_case(query_keep=0.5), keep=0.5)
     unknown = result_of(dense_case(query_keep=0.25), keep=None)

@@ -317,12 +317,18 @@ def test_a_call_that_never_returns_and_is_not_guarded_does_not_go_on():
     assert flow_of("CALL.REL.NOINC `(.L_x_1)\nNOP\n.L_x_1:\nEXIT").blocks[0].successors == (2,)
 
 
-def test_a_computed_jump_is_reported_as_unread():
+def test_a_computed_jump_goes_where_the_listing_says():
     computed = 'BRX R4 -0x100                     (*"BRANCH_TARGETS .L_x_2,.L_x_3"*)'
-    flow = flow_of(f"NOP\n{computed}\n.L_x_2:\nEXIT\n.L_x_3:\nEXIT")
+    flow = flow_of(f"NOP\n{computed}\n.L_x_2:\nEXIT\n.L_x_3:\nNOP\nBRA `(.L_x_3)\nEXIT")
+    assert not flow.has_unread_jumps
+    assert [flow.blocks[block].start for block in flow.blocks[0].successors] == [2, 3]
+    assert [flow.blocks[loop.header].start for loop in flow.loops] == [3]
+
+
+def test_a_computed_jump_that_goes_nobody_knows_where_is_reported_as_unread():
+    flow = flow_of("BRXU UR4 -0x100\nEXIT")
     assert flow.has_unread_jumps
     assert flow.blocks[0].successors == ()
-    assert flow_of("BRXU UR4 -0x100\nEXIT").blocks[0].successors == ()
 
 
 def test_a_computed_jump_that_nothing_leads_to_is_not_reported():

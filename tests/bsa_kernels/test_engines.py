@@ -221,7 +221,7 @@ def test_executed_flop_counts_rows_times_slots_of_the_listed_blocks(name):
 
 def test_auto_is_triton_on_cuda_and_gather_elsewhere():
     assert [auto_engine(torch.device(kind)) for kind in ("cuda", "cpu", "mps")] == ["triton", "gather", "gather"]
-    assert set(ENGINES) == {"reference", "gather", "flex", "triton"}
+    assert set(ENGINES) == {"reference", "gather", "flex", "triton", "gluon"}
 
 
 def test_flex_says_what_it_cannot_run_and_what_to_do():

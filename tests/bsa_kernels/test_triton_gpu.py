@@ -47,12 +47,12 @@ def made_here(grid, dtype, *, heads, head_dim=128, seed=0):
     return Inputs(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), do)
 
 
-def operator(grid, **options):
+def operator(grid, engine="triton", **options):
     """The whole operator, as a function of inputs that gives its results by name."""
 
     def attend(inputs):
         leaves = (inputs.q, inputs.k, inputs.v)
-        out = bsa_attention(*leaves, grid=grid, engine="triton", **options)
+        out = bsa_attention(*leaves, grid=grid, engine=engine, **options)
         return dict(zip(NAMES, (out.detach(), *torch.autograd.grad(out, leaves, inputs.do)), strict=True))
 
     return attend
@@ -161,11 +161,11 @@ def assert_filled(plan, results, head, block):
     assert (dq[tokens[tokens != source]] == 0).all()
 
 
-def assert_operator_is_exact(grid, dtype, *, heads, head_dim=128, kv_density=0.1):
+def assert_operator_is_exact(grid, dtype, *, heads, head_dim=128, kv_density=0.1, engine="triton"):
     """Run the whole operator and check the first, a middle and the last block of the first and the last head."""
     inputs = made_here(grid, dtype, heads=heads, head_dim=head_dim)
     plan = selected(inputs, grid, kv_density=kv_density)
-    results = operator(grid, kv_density=kv_density)(inputs)
+    results = operator(grid, engine, kv_density=kv_density)(inputs)
     last = plan.q_grid.num_blocks - 1
     assert_exact_at(inputs, plan, results, {0, heads - 1}, (0, last // 3, last), (last // 2, last))
     assert all(torch.isfinite(result).all() for result in results.values())
@@ -175,6 +175,54 @@ def assert_operator_is_exact(grid, dtype, *, heads, head_dim=128, kv_density=0.1
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_a_short_video_is_exact_at_sampled_blocks(head_dim, dtype):
     assert_operator_is_exact(SMALL, dtype, heads=12, head_dim=head_dim)
+
+
+hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a GPU of the Hopper kind"
+)
+
+
+@hopper
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("grid", [SMALL, WAN_480P, LONG])
+def test_the_specialised_forward_is_exact_at_sampled_blocks(grid, head_dim, dtype):
+    assert_operator_is_exact(grid, dtype, heads=4, head_dim=head_dim, engine="gluon")
+
+
+@hopper
+@pytest.mark.parametrize("keep", [0.5, 1.0])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_the_specialised_forward_agrees_with_the_other_on_ragged_grids(head_dim, keep):
+    for seed, grid in enumerate([(9, 14, 17), (5, 30, 52), (21, 7, 9), (1, 64, 64)] * 4):
+        inputs = qkv(grid, head_dim, BF16, seed=seed)
+        plan = make_bsa_plan(inputs.q, inputs.k, grid=grid, query_keep=keep, kv_density=0.2)
+        assert_close_to_reference("gluon", inputs, plan, backward=False)
+
+
+@hopper
+def test_two_runs_of_the_specialised_forward_give_the_same_bits():
+    inputs = made_here(LONG, BF16, heads=4)
+    plan = selected(inputs, LONG)
+    first, second = (run("gluon", inputs, plan, backward=False)["o"] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@hopper
+def test_a_graph_of_the_specialised_forward_gives_what_a_call_gives():
+    inputs = made_here(SMALL, BF16, heads=4)
+    q, k, v = (x.detach() for x in (inputs.q, inputs.k, inputs.v))
+
+    def attend():
+        return bsa_attention(q, k, v, grid=SMALL, engine="gluon")
+
+    expected = attend()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = attend()
+    graph.replay()
+    assert torch.equal(captured, expected)
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16])

@@ -21,12 +21,14 @@ from bsa_kernels.block_sparse.constants import (
     grad_kv_constants,
     padded_block,
     precision_of,
+    specialized_constants,
     walk_constants,
 )
 from bsa_kernels.block_sparse.lists import group_grid
 from bsa_kernels.block_sparse.tables import Layout
 from bsa_kernels.block_sparse.tile_table import Arch, Kernel, Tile, Tiles, tiles_for
 from bsa_kernels.bsa.fused import bits_options, moments_options, pool_options
+from bsa_kernels.engines.gluon import specialized_tiles
 from bsa_kernels.grid import BlockGrid
 
 Format = Literal["fp16", "bf16", "fp32"]
@@ -36,6 +38,7 @@ _PACKAGE = Path(__file__).parents[1]
 #: Module and function of each kernel, below `bsa_kernels`.
 FUNCTIONS: dict[str, tuple[str, str]] = {
     "attend": ("block_sparse.triton_attend", "attend_kernel"),
+    "attend_gluon": ("block_sparse.gluon_attend", "attend_kernel"),
     "grad_q": ("block_sparse.triton_gradients", "grad_q_kernel"),
     "grad_kv": ("block_sparse.triton_gradients", "grad_kv_kernel"),
     "grad_fused": ("block_sparse.triton_gradients", "grad_kv_kernel"),
@@ -131,6 +134,8 @@ def shipped(shape: Shape | None = None, *, dtype: Format = "bf16", arch: Arch = 
                     if not (kernel == "grad_kv" and pads)
                     and not (kernel == "grad_fused" and head_dim == max(HEAD_DIMS))
                 ]
+                if arch == "sm_90" and dtype != "fp32" and head_dim < max(HEAD_DIMS):
+                    found.append(case.specialized(f"attend_gluon-{suffix}", kept, head_dim, pads=pads))
                 if not pads or kept == _BLOCK:
                     found += [
                         case.beside(f"{kernel}-{suffix}", kernel, layout, kept, head_dim)
@@ -263,6 +268,16 @@ class _Case:
         work = self._work(kernel, layout, tile, kept, head_dim)
         return self._configuration(name, kernel, constants, tile.options, work)
 
+    def specialized(self, name: str, kept: int, head_dim: int, *, pads: bool) -> Configuration:
+        """The forward whose warps load or multiply, on the engine gluon's tiles."""
+        grid = BlockGrid((4, 4, 4), _SIDES)
+        tiles = specialized_tiles(grid, kept_rows=kept, head_dim=head_dim, dtype=DTYPES[self.dtype])
+        layout = self.layout(tiles, kept, pads=pads)
+        constants = specialized_constants(layout, tiles.attend, kept_rows=kept, head_dim=head_dim)
+        options = {"num_warps": tiles.attend.num_warps, "num_stages": tiles.attend.num_stages}
+        work = self._work("attend", layout, tiles.attend, kept, head_dim)
+        return self._configuration(name, "attend_gluon", constants, options, work)
+
     def beside(self, name: str, kernel: str, layout: Layout, kept: int, head_dim: int) -> Configuration:
         """A kernel with a program for each query block; they have no loop, so no prediction."""
         constants = block_constants(layout, kept_rows=kept, head_dim=head_dim)
@@ -311,7 +326,9 @@ class _Case:
         module, function = FUNCTIONS[kernel]
         # The selection works on pooled rows, in fp32, but for its first kernel.
         tokens = "fp32" if kernel in {"moments", "bits"} else self.dtype
-        signature = {name: _type_of(name, tokens) for name in _arguments(module, function) if name not in constants}
+        signature = {
+            name: _type_of(name, tokens, constants) for name in _arguments(module, function) if name not in constants
+        }
         return Configuration(
             name=name,
             kernel=f"bsa_kernels.{module}:{function}",
@@ -333,7 +350,13 @@ def _arguments(module: str, function: str) -> tuple[str, ...]:
     return tuple(argument.arg for argument in found.args.args)
 
 
-def _type_of(name: str, tokens: Format) -> str:
+def _type_of(name: str, tokens: Format, constants: dict[str, Any]) -> str:
+    if name.endswith("_desc"):
+        box = [1, *_SIDES, constants["D"]]
+        layout = (
+            "NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=5, transposed=False, fp4_padded=False)"
+        )
+        return f"tensordesc<{tokens}{box},{layout}>"
     if name.endswith("_ptr"):
         if name in _TOKENS:
             return f"*{tokens}"

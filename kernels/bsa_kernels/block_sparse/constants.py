@@ -11,6 +11,8 @@ Constants = dict[str, int | bool | str]
 
 #: Slots of a query block that an epilogue handles at a time.
 MAX_SLOTS = 64
+#: Registers a thread of the warpgroups that multiply: two of them and one that loads share the 64 Ki of an SM.
+MULTIPLIER_REGISTERS = 240
 
 
 def walk_constants(layout: Layout, tile: Tile, *, kept_rows: int, head_dim: int, dtype: torch.dtype) -> Constants:
@@ -30,6 +32,22 @@ def walk_constants(layout: Layout, tile: Tile, *, kept_rows: int, head_dim: int,
         "HAS_PARTIAL": layout.has_partial,
         "FILL": layout.fills,
         "PRECISION": precision_of(dtype),
+    }
+
+
+def specialized_constants(layout: Layout, tile: Tile, *, kept_rows: int, head_dim: int) -> Constants:
+    """Of the kernel whose warps load or multiply."""
+    slots = layout.q_grid.block_size
+    return {
+        "MQ": slots,
+        "K": kept_rows,
+        "D": head_dim,
+        "SLOTS": min(MAX_SLOTS, padded(slots)),
+        "GROUP": tile.group,
+        "HAS_PARTIAL": layout.has_partial,
+        "FILL": layout.fills,
+        "STAGES": tile.num_stages,
+        "REGISTERS": MULTIPLIER_REGISTERS,
     }
 
 

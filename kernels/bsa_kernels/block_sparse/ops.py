@@ -121,9 +121,14 @@ def _tables(tensors: Sequence[Tensor], numbers: Sequence[int], q: Tensor) -> Ker
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int], scale: float
 ) -> tuple[Tensor, Tensor]:
+    tables = _tables(tensors, numbers, q)
+    if tables.layout.tiles.attend.specialized:
+        from bsa_kernels.block_sparse.gluon_attend import launch_specialized
+
+        return launch_specialized(q, k, v, tables, scale=scale)
     from bsa_kernels.block_sparse.triton_attend import launch_attend
 
-    return launch_attend(q, k, v, _tables(tensors, numbers, q), scale=scale)
+    return launch_attend(q, k, v, tables, scale=scale)
 
 
 @_attend.register_fake

@@ -39,6 +39,8 @@ class Tile:
         pack: listed query blocks that a step takes (`grad_kv`, `grad_fused`); 1 or 2.
         transposed: scores as [keys, rows], so that 32 rows fill a wgmma (`attend`).
         num_warps, num_stages, maxnreg: the compiler's options.
+        specialized: warps that load and warps that multiply, `gluon_attend` (`attend`); no table has it, the engine
+            gluon asks for it. `num_warps` are those of the first of two halves, `num_stages` the places for KV blocks.
     """
 
     rows: int
@@ -49,6 +51,7 @@ class Tile:
     pack: int = 1
     transposed: bool = False
     maxnreg: int | None = None
+    specialized: bool = False
 
     @property
     def options(self) -> dict[str, int]:
@@ -100,8 +103,9 @@ class Tiles:
         width = len(fields(Tile))
         tiles = []
         for start in range(0, 4 * width, width):
-            rows, keys, warps, stages, group, pack, transposed, maxnreg = numbers[start : start + width]
-            tiles.append(Tile(rows, keys, warps, stages, group, pack, bool(transposed), maxnreg or None))
+            rows, keys, warps, stages, group, pack, transposed, maxnreg, specialized = numbers[start : start + width]
+            shape = (rows, keys, warps, stages, group, pack)
+            tiles.append(Tile(*shape, bool(transposed), maxnreg or None, bool(specialized)))
         attend, grad_q, grad_kv, grad_fused = tiles
         return cls(attend, grad_q, grad_kv, grad_fused, "fused" if numbers[4 * width] else "split")
 
@@ -225,6 +229,8 @@ def _entry(item: dict[str, Any]) -> Entry:
     if item.get("kernel") not in get_args(Kernel) or item.get("arch") not in get_args(Arch):
         raise ValueError(f"expected a kernel of {get_args(Kernel)} and an arch of {get_args(Arch)}, got {item}")
     tile = Tile(**own)
+    if tile.specialized:
+        raise ValueError("specialized: expected no such key, the engine gluon asks for it by itself")
     for name in ("rows", "keys"):
         side = getattr(tile, name)
         if side < MIN_SIDE or side & (side - 1):

@@ -28,9 +28,10 @@ ENGINES: dict[str, str] = {
     "gather": "bsa_kernels.engines.gather",
     "flex": "bsa_kernels.engines.flex",
     "triton": "bsa_kernels.engines.triton",
+    "gluon": "bsa_kernels.engines.gluon",
 }
 
-FUSED = frozenset({"triton"})
+FUSED = frozenset({"triton", "gluon"})
 
 
 class PlanEngine(Protocol):
@@ -49,6 +50,21 @@ class PlanEngine(Protocol):
 
     def executed_flop(self, plan: BlockPlan, head_dim: int) -> int:
         """FLOP of the forward's matrix products as run here, padding included (synchronises)."""
+
+
+class FusedEngine(Protocol):
+    """What the modules of `FUSED` offer in place of `prepare` and `attend`."""
+
+    def prepare(self, plan: BlockPlan, *, head_dim: int, dtype: torch.dtype, is_tiled: bool = False) -> object:
+        """Bring the plan into the kernels' form."""
+
+    def attend_tokens(self, q: Tensor, k: Tensor, v: Tensor, tables: object, *, scale: float) -> Tensor:
+        """Attend and fill: o like q."""
+
+
+def get_fused(name: str) -> FusedEngine:
+    """Load an engine of `FUSED`."""
+    return cast("FusedEngine", import_module(ENGINES[name]))
 
 
 def get_engine(name: str) -> PlanEngine:

@@ -98,18 +98,18 @@ def executed_flop(plan: BlockPlan, head_dim: int, tiles: Tiles | None = None) ->
     """
     tiles = tiles or choose_tiles(plan, head_dim=head_dim, dtype=torch.bfloat16)
     tile, kept, keys = tiles.attend, plan.shape[3], plan.kv_grid.block_size
+    members = groups_of(plan.q_grid, tile.group, device=plan.device)
     rows = tile.rows if tile.group > 1 else -(-kept // tile.rows) * tile.rows
     width = max(16, 1 << (head_dim - 1).bit_length())
-    listed = int(union_counts(plan, tile.group).sum())
+    listed = int(union_counts(plan, members).sum())
     return 4 * width * rows * (-(-keys // tiles.max_keys) * tiles.max_keys) * listed
 
 
-def union_counts(plan: BlockPlan, group: int) -> Tensor:
-    """[B, H, R] int32: the length of the list that each group of query blocks shares."""
-    members = groups_of(plan.q_grid, group, device=plan.device)
+def union_counts(plan: BlockPlan, members: Tensor) -> Tensor:
+    """[B, H, R] int32: the length of the list that each group of query blocks, `members` [R, G], shares."""
     listed = plan.block_bits[:, :, members.clamp(min=0).long()].masked_fill((members < 0)[..., None], 0)
     union = listed[:, :, :, 0]
-    for member in range(1, group):
+    for member in range(1, members.shape[1]):
         union = union | listed[:, :, :, member]
     return count_bits(union)
 
