@@ -17,7 +17,7 @@ import inspect
 import random
 import threading
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -26,11 +26,19 @@ class SimulationError(AssertionError):
     """The kernel did what hardware would not forgive."""
 
 
+_HASTES = (1.0, 1.0, 0.1, 0.01)
+
+
 class Scheduler:
-    """Threads that take turns, and copies that are under way; the generator chooses who is next."""
+    """Threads that take turns, and copies that are under way; the generator chooses who is next.
+
+    It also makes some threads, and the copies, much slower than the rest.
+    """
 
     def __init__(self, seed):
         self._random = random.Random(seed)
+        self._haste = {}  # thread -> how likely it goes on
+        self._copies_haste = self._random.choice(_HASTES)
         self._turn = threading.Condition()
         self._waiting = {}  # thread -> what it waits for
         self._copies = []
@@ -40,7 +48,11 @@ class Scheduler:
 
     def run(self, partitions):
         self._alive = len(partitions)
-        threads = [threading.Thread(target=self._partition, args=(part,), daemon=True) for part in partitions]
+        threads = [
+            threading.Thread(target=self._partition, args=(part,), name=str(number), daemon=True)
+            for number, part in enumerate(partitions)
+        ]
+        self._haste = {thread: self._random.choice(_HASTES) for thread in threads}
         with self._turn:
             for thread in threads:
                 thread.start()
@@ -89,12 +101,14 @@ class Scheduler:
         """Let a thread go on that can, perhaps after some copies have arrived."""
         while True:
             ready = [thread for thread, is_ready in self._waiting.items() if is_ready()]
-            choice = self._random.randrange(len(ready) + len(self._copies)) if ready or self._copies else None
-            if choice is None:
+            if not ready and not self._copies:
                 if len(self._waiting) == self._alive and self._alive:
                     self.error = SimulationError(f"deadlock: {self._alive} partitions wait, and nothing is under way")
                     self._turn.notify_all()
                 return
+            ready.sort(key=lambda thread: thread.name)
+            hastes = [self._haste[thread] for thread in ready] + [self._copies_haste] * len(self._copies)
+            (choice,) = self._random.choices(range(len(hastes)), hastes)
             if choice < len(ready):
                 self._current = ready[choice]
                 self._turn.notify_all()
@@ -192,12 +206,25 @@ class Dtype:
         return self.torch.itemsize * 8
 
 
-@dataclass
 class Wgmma:
-    """A product under way: what it was when issued, and how to make it again."""
+    """A product under way: its result when it was issued, and how to make it again."""
 
-    issued: torch.Tensor
-    again: object
+    def __init__(self, product):
+        self._issued, self._again = product(), product
+        self.is_done = False
+
+    def finish(self):
+        self.is_done = True
+        if not torch.equal(self._again(), self._issued):
+            raise SimulationError("an operand of a product changed, or was not there, while the product was under way")
+
+    @property
+    def result(self):
+        """The product as a tensor, once it has been waited for."""
+        return self._issued if self.is_done else self.missing
+
+    def __getattr__(self, name):
+        raise SimulationError("the result of a product is used that has not been waited for")
 
 
 class _Anything:
@@ -221,10 +248,10 @@ class Machine:
 
     seed: int
     program: int = 0
-    issued: list = field(default_factory=list)
 
     def __post_init__(self):
         self.scheduler = None
+        self._under_way = threading.local()  # products of each partition
 
     def pause(self, is_ready=lambda: True):
         if self.scheduler is not None:
@@ -280,24 +307,27 @@ class Machine:
     def warpgroup_mma(self, a, b, acc, *, use_acc=True, is_async=False):
         assert is_async, "only asynchronous products are simulated"
         self.pause()
+        acc = acc.result if isinstance(acc, Wgmma) else acc
 
         def product():
             left, right = (x.content if isinstance(x, Shared) else x for x in (a, b))
             return left.float() @ right.float() + (acc if use_acc else 0)
 
-        return Wgmma(product(), product)
+        made = Wgmma(product)
+        self._under_way.products = [*self._products(), made]
+        return made
 
     def warpgroup_mma_wait(self, outstanding, deps):
-        assert outstanding == 0
+        """End the oldest products but so many; what is under way still stays so."""
         self.pause()
-        done = []
-        for each in deps:
-            if not torch.equal(each.again(), each.issued):
-                raise SimulationError(
-                    "an operand of a product changed, or was not there, while the product was under way"
-                )
-            done.append(each.issued)
-        return done[0] if len(done) == 1 else tuple(done)
+        products = self._products()
+        while len(products) > outstanding:
+            products.pop(0).finish()
+        found = [x.result if isinstance(x, Wgmma) and x.is_done else x for x in deps]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def _products(self):
+        return getattr(self._under_way, "products", [])
 
     def load(self, pointer, mask=None, other=0):
         return pointer.load(mask, other)

@@ -90,41 +90,100 @@ def rows_of(
 
 
 @gluon.jit
+def soften(
+    scores, top, total, item, is_partial, flag, kv_tokens_ptr, score_scale,
+    GROUP: gl.constexpr, HAS_PARTIAL: gl.constexpr, SCORES: gl.constexpr,
+):  # fmt: skip
+    """One step of the online softmax in base 2: the new top and total, the weights, and what older sums shrink by."""
+    if HAS_PARTIAL:
+        if is_partial:
+            slot = gl.arange(0, _KEYS, gl.SliceLayout(0, SCORES))
+            kv_token = gl.load(kv_tokens_ptr + (item & _VALUE) * _KEYS + slot)
+            scores = gl.where((kv_token >= 0)[None, :], scores, float("-inf"))
+    new_top = gl.maximum(top, gl.max(scores, 1) * score_scale)
+    subtrahend = new_top
+    if GROUP > 2:
+        is_active = ((item >> _SHIFT) & flag) != 0
+        new_top = gl.where(is_active, new_top, top)
+        subtrahend = gl.where(is_active, new_top, float("inf"))
+    shrink = gl.exp2(top - new_top)
+    weights = gl.exp2(scores * score_scale - subtrahend[:, None])
+    return new_top, total * shrink + gl.sum(weights, 1), weights, shrink
+
+
+@gluon.jit
 def walk(
-    q, top, total, acc, flag, first, last, stage, phase, item_ptr, kv_tokens_ptr, score_scale, tiles,
-    PART: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, MASK_KEYS: gl.constexpr,
+    q, top, total, acc, flag, walked, score_scale, tiles,
+    PART: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, HAS_PARTIAL: gl.constexpr,
     SCORES: gl.constexpr, OUTPUT: gl.constexpr,
 ):  # fmt: skip
-    """Attend to the list's items first to last - 1: an online softmax in base 2."""
+    """Attend to the items of a list.
+
+    In a run of blocks that these rows asked for, the softmax of each is made while the product of the one before with
+    V is under way.
+    """
+    item_ptr, kv_tokens_ptr, num_full, count = walked
     k_tiles, v_tiles, k_full, k_empty, v_full, v_empty = tiles
-    MINE: gl.constexpr = 15 if GROUP == 1 else ((1 << (GROUP // 2)) - 1) << (PART * GROUP // 2)
-    weights_layout: gl.constexpr = gl.DotOperandLayout(0, OUTPUT, 2)
+    # A list of single blocks has no activity in its items.
+    MINE: gl.constexpr = ((1 << (GROUP // 2)) - 1) << (PART * GROUP // 2)
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, OUTPUT, 2)
     zero = gl.full([_ROWS, _KEYS], 0.0, gl.float32, SCORES)
-    for step in range(first, last):
+    step = gl.to_tensor(0)
+    stage = gl.to_tensor(0)
+    phase = gl.to_tensor(0)
+    while step < count:
         item = gl.load(item_ptr + step)
-        activity = item >> _SHIFT
         mbarrier.wait(k_full.index(stage), phase)
-        if GROUP == 1 or (activity & MINE) != 0:
+        if GROUP == 1 or ((item >> _SHIFT) & MINE) != 0:
             k = k_tiles.index(stage).reshape([_KEYS, D])
             scores = warpgroup_mma(q, k.permute([1, 0]), zero, use_acc=False, is_async=True)
             scores = warpgroup_mma_wait(0, deps=[scores])
             mbarrier.arrive(k_empty.index(stage))
-            if MASK_KEYS:
-                slot = gl.arange(0, _KEYS, gl.SliceLayout(0, SCORES))
-                kv_token = gl.load(kv_tokens_ptr + (item & _VALUE) * _KEYS + slot)
-                scores = gl.where((kv_token >= 0)[None, :], scores, float("-inf"))
-            new_top = gl.maximum(top, gl.max(scores, 1) * score_scale)
-            subtrahend = new_top
-            if GROUP > 2:
-                is_active = (activity & flag) != 0
-                new_top = gl.where(is_active, new_top, top)
-                subtrahend = gl.where(is_active, new_top, float("inf"))
-            shrink = gl.exp2(top - new_top)
-            weights = gl.exp2(scores * score_scale - subtrahend[:, None])
-            total = total * shrink + gl.sum(weights, 1)
-            top = new_top
+            top, total, weights, shrink = soften(
+                scores, top, total, item, step >= num_full, flag, kv_tokens_ptr, score_scale, GROUP, HAS_PARTIAL, SCORES
+            )
             acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, OUTPUT))[:, None]
-            weights = gl.convert_layout(weights.to(q.dtype), weights_layout)
+            weights = gl.convert_layout(weights.to(q.dtype), WEIGHTS)
+            step += 1
+            item = gl.load(item_ptr + step)  # a list has an entry to spare
+            while step < count and (GROUP == 1 or ((item >> _SHIFT) & MINE) != 0):
+                old_stage = stage
+                old_phase = phase
+                stage += 1
+                if stage == STAGES:
+                    stage = 0
+                    phase ^= 1
+                mbarrier.wait(k_full.index(stage), phase)
+                k = k_tiles.index(stage).reshape([_KEYS, D])
+                scores = warpgroup_mma(q, k.permute([1, 0]), zero, use_acc=False, is_async=True)
+                mbarrier.wait(v_full.index(old_stage), old_phase)
+                v = v_tiles.index(old_stage).reshape([_KEYS, D])
+                acc = warpgroup_mma(weights, v, acc, is_async=True)
+                scores = warpgroup_mma_wait(1, deps=[scores])
+                mbarrier.arrive(k_empty.index(stage))
+                top, total, new_weights, shrink = soften(
+                    scores,
+                    top,
+                    total,
+                    item,
+                    step >= num_full,
+                    flag,
+                    kv_tokens_ptr,
+                    score_scale,
+                    GROUP,
+                    HAS_PARTIAL,
+                    SCORES,
+                )
+                new_weights = gl.convert_layout(new_weights.to(q.dtype), WEIGHTS)
+                # It is past long since; but ptxas moves no arithmetic over its branch, so that the weights are made
+                # while the product is under way, not when it has been waited for.
+                mbarrier.wait(v_full.index(old_stage), old_phase)
+                acc, weights, new_weights = warpgroup_mma_wait(0, deps=[acc, weights, new_weights])
+                mbarrier.arrive(v_empty.index(old_stage))
+                acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, OUTPUT))[:, None]
+                weights = new_weights
+                step += 1
+                item = gl.load(item_ptr + step)
             mbarrier.wait(v_full.index(stage), phase)
             acc = warpgroup_mma(weights, v_tiles.index(stage).reshape([_KEYS, D]), acc, is_async=True)
             acc = warpgroup_mma_wait(0, deps=[acc])
@@ -134,11 +193,12 @@ def walk(
             mbarrier.arrive(k_empty.index(stage))
             mbarrier.wait(v_full.index(stage), phase)
             mbarrier.arrive(v_empty.index(stage))
+            step += 1
         stage += 1
         if stage == STAGES:
             stage = 0
             phase ^= 1
-    return top, total, acc, stage, phase
+    return top, total, acc
 
 
 @gluon.jit
@@ -154,7 +214,6 @@ def attend_rows(
     MEMORY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     EACH: gl.constexpr = 2 * _ROWS // GROUP
     q_ptr, o_ptr, lse_ptr, kept_tokens_ptr, fill_ptr, q_tokens_ptr, members_ptr, group, q_l, o_l, score_scale = rows
-    item_ptr, kv_tokens_ptr, num_full, count = walked
 
     columns = gl.arange(0, D, gl.SliceLayout(0, MEMORY))
     _, _, token = rows_of(members_ptr, kept_tokens_ptr, group, PART, K, GROUP, gl.SliceLayout(1, MEMORY))
@@ -166,16 +225,9 @@ def attend_rows(
     total = gl.full([_ROWS], 0.0, gl.float32, gl.SliceLayout(1, SCORES))
     acc = gl.full([_ROWS, D], 0.0, gl.float32, OUTPUT)
     flag = 1 << ((PART * _ROWS + gl.arange(0, _ROWS, gl.SliceLayout(1, SCORES))) // EACH)
-    start = gl.to_tensor(0)
-    top, total, acc, stage, phase = walk(
-        q, top, total, acc, flag, start, num_full, start, start, item_ptr, kv_tokens_ptr, score_scale,
-        tiles, PART, STAGES, GROUP, D, False, SCORES, OUTPUT,
-    )  # fmt: skip
-    if HAS_PARTIAL:
-        top, total, acc, stage, phase = walk(
-            q, top, total, acc, flag, num_full, count, stage, phase, item_ptr, kv_tokens_ptr, score_scale,
-            tiles, PART, STAGES, GROUP, D, True, SCORES, OUTPUT,
-        )  # fmt: skip
+    top, total, acc = walk(
+        q, top, total, acc, flag, walked, score_scale, tiles, PART, STAGES, GROUP, D, HAS_PARTIAL, SCORES, OUTPUT
+    )
 
     # A row that sees nothing, and an entry without a row, give zero; infinity makes their weights zero in the backward.
     _, entry, token = rows_of(members_ptr, kept_tokens_ptr, group, PART, K, GROUP, gl.SliceLayout(1, SCORES))
