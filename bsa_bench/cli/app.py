@@ -210,6 +210,19 @@ def tune(
 
 
 @app.command()
+def limits(
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the figures there, for `static --limits`.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Measure what this GPU delivers: L2 reads, HBM, matrix products, additions to memory, launches."""
+    from bsa_bench.cli.limits_command import limits as command
+
+    raise typer.Exit(command(out, as_json=json_))
+
+
+@app.command()
 def export(
     run: RunArgument = "latest",
     to: Annotated[Literal["csv", "parquet"], typer.Option(help="Format.")] = "csv",

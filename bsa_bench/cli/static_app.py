@@ -48,6 +48,10 @@ class Request:
         list[str] | None,
         typer.Option("--device", metavar="NAME", help="Predict for this device; default: one an architecture."),
     ] = None
+    limits: Annotated[
+        Path | None,
+        typer.Option("--limits", metavar="FILE", help="Figures of the device as `bsa-bench limits` measured them."),
+    ] = None
     tokens: Annotated[int, typer.Option(min=64, help="Predict for so many tokens (the project's kernels).")] = 153_600
     heads: Annotated[int, typer.Option(min=1, help="And so many heads.")] = 12
     kv_density: Annotated[

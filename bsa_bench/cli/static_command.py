@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bsa_bench.cli.static_app import Request
 from bsa_bench.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
+from bsa_bench.limits.file import read_limits, with_limits
 from bsa_bench.static.analyse import Analysis, analyse, devices_for
 from bsa_bench.static.compile import (
     Compiled,
@@ -143,7 +144,8 @@ def _devices(request: Request) -> list[Device]:
     for device in map(device_for, request.devices or []):
         if device.arch not in archs:
             raise UsageError(f"--device: {device.name} is {device.arch}, got --arch {', '.join(archs)}")
-    return devices_for(archs, request.devices or [])
+    devices = devices_for(archs, request.devices or [])
+    return with_limits(devices, read_limits(request.limits)) if request.limits else devices
 
 
 def _archs(request: Request) -> list[ArchName]:

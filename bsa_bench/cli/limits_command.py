@@ -1,0 +1,62 @@
+"""`bsa-bench limits`: measure what this GPU delivers, print it, write it for `static --limits`."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bsa_bench.errors import EXIT_NOTHING_MEASURED, EXIT_OK, StoreError
+from bsa_bench.limits.file import Figures, Limits, write_limits
+from bsa_bench.units import format_seconds, three_digits
+
+_SCALES = {"B/s": (1e12, "TB/s"), "FLOP/s": (1e12, "TFLOP/s")}
+
+
+def limits(out: Path | None, *, as_json: bool) -> int:
+    """Measure and tell; returns the exit code.
+
+    Raises:
+        StoreError: the file cannot be written; found out before anything is measured.
+        BenchError: a kernel gave a wrong result.
+    """
+    import torch
+
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise StoreError(f"--out: {out}: expected a file in a folder that is there")
+    if not torch.cuda.is_available():
+        print("torch sees no NVIDIA GPU here, so nothing can be measured", file=sys.stderr)
+        return EXIT_NOTHING_MEASURED
+    from bsa_bench.limits.measure import CudaClock, measure
+    from bsa_bench.measure.environment import collect_environment
+
+    device = torch.device("cuda")
+    environment = collect_environment(threads=None, kind="cuda")
+    found: list[Figures] = []
+    for limit in measure(device, CudaClock()):
+        found.append(Figures(**limit.as_dict()))  # type: ignore[arg-type]
+        if not as_json:
+            print(text_of(found[-1]), flush=True)
+    document = Limits(
+        device_name=environment.device_name,
+        date=datetime.now(UTC).date().isoformat(),
+        packages=dict(environment.packages),
+        limits=found,
+    )
+    if as_json:
+        print(document.model_dump_json(indent=1))
+    if out is not None:
+        write_limits(out, document)
+        print(f"limits: {out}; use them with bsa-bench static --limits {out}", file=sys.stderr)
+    return EXIT_OK
+
+
+def text_of(limit: Any) -> str:
+    """A line of text."""
+    if limit.unit == "s":
+        value = format_seconds(limit.value)
+    else:
+        scale, unit = _SCALES[limit.unit]
+        value = f"{three_digits(limit.value / scale)} {unit}"
+    return f"{limit.name:28} {value:>14}   {limit.detail}"

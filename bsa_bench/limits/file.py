@@ -1,0 +1,105 @@
+"""A file of limits, and a device whose published figures they replace."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.static.architectures import Figure
+from bsa_bench.static.devices import Device
+from bsa_bench.static.measured import device_of
+
+_READS = "L2 reads"
+
+
+class Figures(BaseModel):
+    """One limit in a file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    value: float = Field(gt=0)
+    unit: str
+    detail: str
+
+
+class Limits(BaseModel):
+    """What `bsa-bench limits --out` writes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = 1
+    device_name: str
+    date: str
+    packages: dict[str, str | None]
+    limits: list[Figures]
+
+    def of(self, name: str) -> list[Figures]:
+        """Those whose names begin so."""
+        return [each for each in self.limits if each.name.startswith(name)]
+
+
+def write_limits(path: Path, limits: Limits) -> None:
+    """Put the file there whole or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(limits.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise StoreError(f"--out: {path}: {error.strerror}") from error
+
+
+def read_limits(path: Path) -> Limits:
+    """Read such a file.
+
+    Raises:
+        UsageError: it is not there, or is none; names what was expected.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        return Limits.model_validate(content)
+    except OSError as error:
+        raise UsageError(f"--limits: {path}: {error.strerror}") from error
+    except (ValueError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--limits: {path}: expected what `bsa-bench limits --out` wrote, got: {reason}") from error
+
+
+def with_limits(devices: Sequence[Device], limits: Limits) -> list[Device]:
+    """The devices, that of the limits with their figures: the fastest reads of L2, the copy, the matrix product.
+
+    Raises:
+        UsageError: the limits are of none of these devices.
+    """
+    name = device_of(limits.device_name)
+    if name not in {device.name for device in devices}:
+        known = ", ".join(device.name for device in devices)
+        raise UsageError(f"--limits: measured on {limits.device_name}, expected one of {known}; see --device")
+    return [_measured(device, limits) if device.name == name else device for device in devices]
+
+
+def _measured(device: Device, limits: Limits) -> Device:
+    where = f"bsa-bench limits on {limits.device_name}, {limits.date}"
+
+    def best(name: str) -> Figure | None:
+        found = max(limits.of(name), key=lambda each: each.value, default=None)
+        return Figure(found.value, f"{found.detail}; {where}", measured=True) if found else None
+
+    return replace(
+        device,
+        l2_bytes_per_s=best(_READS) or device.l2_bytes_per_s,
+        hbm_copy_bytes_per_s=best("HBM copy") or device.hbm_copy_bytes_per_s,
+        matmul_flop_per_s=best("matrix product") or device.matmul_flop_per_s,
+    )

@@ -1,0 +1,154 @@
+"""Measure the limits of a GPU, each checked for its result before it is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Protocol
+
+import torch
+
+from bsa_bench.errors import BenchError
+from bsa_bench.limits.triton_limits import add_tiles, make_lists, read_tiles
+
+ROWS, WIDTH = 64, 128
+REPEATS = 7
+_MIB = 1 << 20
+
+
+class Clock(Protocol):
+    """Times work on a device: seconds of one call, the mean over `times` of them in a row, caches left as they are."""
+
+    def __call__(self, call: Callable[[], object], times: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A figure: what, how much of which unit, and how it was come by."""
+
+    name: str
+    value: float
+    unit: str
+    detail: str
+
+    def as_dict(self) -> dict[str, str | float]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is moved; tests move less."""
+
+    working_sets_mib: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 150)
+    programs: int = 4224  # eight times four on each of 132 SMs
+    list_length: int = 120
+    copy_mib: int = 2048
+    matmul: int = 8192
+    launches: int = 200
+
+
+class CudaClock:
+    """CUDA events around the calls."""
+
+    def __call__(self, call: Callable[[], object], times: int) -> float:
+        """Seconds of one call."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(times):
+            call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) * 1e-3 / times
+
+
+def measure(device: torch.device, clock: Clock, sizes: Sizes | None = None) -> Iterator[Limit]:
+    """Measure one limit after another.
+
+    Raises:
+        BenchError: a kernel gave a wrong result; nothing is timed with it.
+    """
+    sizes = sizes or Sizes()
+    _check(device)
+    yield _copy(device, clock, sizes)
+    yield _matmul(device, clock, sizes)
+    for mib in sizes.working_sets_mib:
+        for ascending in (True, False):
+            yield _reads(device, clock, sizes, mib, ascending=ascending)
+    yield _additions(device, clock, sizes)
+    yield from _launches(device, clock, sizes)
+
+
+def _check(device: torch.device) -> None:
+    """Compare both kernels with torch on a few tiles."""
+    make = torch.Generator().manual_seed(1)
+    x = torch.randint(-8, 9, (6, 16, 32), generator=make).to(device, torch.float16)  # sums of integers are exact
+    items = make_lists(6, programs=5, length=4, ascending=False, device=device)
+    expected = x.float()[items.long()].sum((1, 2))
+    if not torch.equal(read_tiles(x, items), expected):
+        raise BenchError("limits: the kernel that reads tiles gives wrong sums; nothing was measured")
+    y = torch.zeros(6, 16, 32, device=device)
+    add_tiles(y, items)
+    counts = torch.bincount(items.flatten().long(), minlength=6).float()
+    if not torch.equal(y, counts.view(-1, 1, 1).expand_as(y)):
+        raise BenchError("limits: the kernel that adds to tiles gives wrong sums; nothing was measured")
+
+
+def _seconds(clock: Clock, call: Callable[[], object], times: int = 1) -> float:
+    """The median of some spans, after one that compiles and warms."""
+    clock(call, times)
+    return median(clock(call, times) for _ in range(REPEATS))
+
+
+def _copy(device: torch.device, clock: Clock, sizes: Sizes) -> Limit:
+    source = torch.randint(256, (sizes.copy_mib * _MIB,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = _seconds(clock, lambda: target.copy_(source))
+    moved = 2 * source.numel()
+    return Limit("HBM copy", moved / seconds, "B/s", f"{sizes.copy_mib:,} MiB by torch, read and written")
+
+
+def _matmul(device: torch.device, clock: Clock, sizes: Sizes) -> Limit:
+    n = sizes.matmul
+    a, b = (torch.randn(n, n, device=device).to(torch.bfloat16) for _ in range(2))
+    seconds = _seconds(clock, lambda: a @ b)
+    return Limit("matrix product", 2 * n**3 / seconds, "FLOP/s", f"{n} x {n} x {n}, bf16, normal numbers, by torch")
+
+
+def _reads(device: torch.device, clock: Clock, sizes: Sizes, mib: int, *, ascending: bool) -> Limit:
+    tile_bytes = ROWS * WIDTH * 2
+    num_tiles = mib * _MIB // tile_bytes
+    length = min(sizes.list_length, num_tiles)
+    x = torch.randn(num_tiles, ROWS, WIDTH, device=device).to(torch.bfloat16)  # zeros would take less power
+    items = make_lists(num_tiles, sizes.programs, length, ascending=ascending, device=device)
+    seconds = _seconds(clock, lambda: read_tiles(x, items))
+    order = "ascending" if ascending else "random"
+    detail = f"{mib} MiB, {items.shape[0]:,} lists of {length} tiles of 64 x 128 bf16, {order}"
+    return Limit(f"L2 reads, {mib} MiB, {order}", items.numel() * tile_bytes / seconds, "B/s", detail)
+
+
+def _additions(device: torch.device, clock: Clock, sizes: Sizes) -> Limit:
+    num_tiles = max(1, min(sizes.working_sets_mib) * _MIB // (ROWS * WIDTH * 4))
+    length = min(sizes.list_length, num_tiles)
+    y = torch.zeros(num_tiles, ROWS, WIDTH, device=device)
+    items = make_lists(num_tiles, sizes.programs, length, ascending=False, device=device)
+    seconds = _seconds(clock, lambda: add_tiles(y, items))
+    moved = items.numel() * ROWS * WIDTH * 4
+    detail = f"{y.numel() * 4 // _MIB} MiB, {items.shape[0]:,} lists of {length} tiles of 64 x 128 fp32, random"
+    return Limit("fp32 additions to memory", moved / seconds, "B/s", detail)
+
+
+def _launches(device: torch.device, clock: Clock, sizes: Sizes) -> Iterator[Limit]:
+    """A short kernel in a stream, and in a graph where there are graphs."""
+    x = torch.zeros(1, device=device)
+    seconds = _seconds(clock, lambda: x.add_(1), sizes.launches)
+    detail = f"{sizes.launches} additions of one number, one after another"
+    yield Limit("launch", seconds, "s", f"{detail}, by torch")
+    if device.type != "cuda":
+        return
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(sizes.launches):
+            x.add_(1)
+    yield Limit("launch in a graph", _seconds(clock, graph.replay) / sizes.launches, "s", f"{detail}, in a CUDA graph")
