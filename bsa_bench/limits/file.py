@@ -78,7 +78,7 @@ def read_limits(path: Path) -> Limits:
 
 
 def with_limits(devices: Sequence[Device], limits: Limits) -> list[Device]:
-    """The devices, that of the limits with their figures: the fastest reads of L2, the copy, the matrix product.
+    """The devices, that of the limits with their figures: the fastest reads, additions, copy and matrix product.
 
     Raises:
         UsageError: the limits are of none of these devices.
@@ -102,4 +102,5 @@ def _measured(device: Device, limits: Limits) -> Device:
         l2_bytes_per_s=best(_READS) or device.l2_bytes_per_s,
         hbm_copy_bytes_per_s=best("HBM copy") or device.hbm_copy_bytes_per_s,
         matmul_flop_per_s=best("matrix product") or device.matmul_flop_per_s,
+        l2_added_bytes_per_s=best("fp32 additions") or device.l2_added_bytes_per_s,
     )

@@ -9,7 +9,11 @@ from typing import Any
 from bsa_bench.units import three_digits
 
 Row = Mapping[str, Any]
-_SHORT_NAMES = {"exp and other special functions": "exp", "integer and logic": "integer"}
+_SHORT_NAMES = {
+    "exp and other special functions": "exp",
+    "additions to memory": "additions",
+    "integer and logic": "integer",
+}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Device:
         l2_bytes_per_s: from L2 into the SMs, reads.
         matmul_flop_per_s: the fastest bf16 matrix product seen; None where nobody measured it for this project.
         hbm_copy_bytes_per_s: of a device copy, read and written bytes together; None as above.
+        l2_added_bytes_per_s: fp32 numbers added to memory that L2 holds, by atomics without a result; None as above.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Device:
     l2_bytes_per_s: Figure
     matmul_flop_per_s: Figure | None = None
     hbm_copy_bytes_per_s: Figure | None = None
+    l2_added_bytes_per_s: Figure | None = None
 
 
 _A100 = "NVIDIA A100 whitepaper and datasheet"

@@ -31,6 +31,7 @@ ASSUMPTIONS = (
 LEFT_OUT = (
     "power: under matrix load the clock falls (see the measured matrix product, where a device has one)",
     "launch, and the code before and after the loop",
+    "additions to memory (atomics), where nobody measured how fast the device makes them: bsa-bench limits",
     "dependencies inside a trip (the softmax waits for the first product, the second product for the softmax)",
     "imbalance of list lengths and the last, incomplete wave of CTAs",
 )
@@ -75,11 +76,14 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a trip of one CTA moves, in bytes: out of L2, and through shared memory beyond the warps' instructions."""
+    """What a trip of one CTA moves, in bytes: out of L2, through shared memory beyond the warps' instructions, and in
+    additions to memory (atomics).
+    """
 
     l2_bytes: int
     bulk_shared_bytes: int
     operand_bytes: int
+    added_bytes: int = 0
 
 
 def predict(
@@ -121,6 +125,10 @@ def predict(
     clock, num_sms = device.boost_clock_hz.value, device.num_sms.value
     l2_bytes_per_clock = device.l2_bytes_per_s.value / clock / num_sms
     memory = [Resource("L2", traffic.l2_bytes / l2_bytes_per_clock, f"{traffic.l2_bytes / 1024:.1f} KiB")]
+    if traffic.added_bytes and device.l2_added_bytes_per_s is not None:
+        added_bytes_per_clock = device.l2_added_bytes_per_s.value / clock / num_sms
+        clocks = traffic.added_bytes / added_bytes_per_clock
+        memory.append(Resource("additions to memory", clocks, f"{traffic.added_bytes / 1024:.1f} KiB"))
     if work is not None:
         hbm_bytes = work.hbm_bytes / (work.programs * work.trips)
         hbm_bytes_per_clock = device.hbm_bytes_per_s.value / clock / num_sms

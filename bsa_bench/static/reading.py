@@ -219,4 +219,5 @@ def _traffic(main: Region, dots: Sequence[Dot], accesses: Sequence[Access], crew
         if op.tensor_class == "wgmma"
     )
     operands += sum(dot.shared_bytes for dot in dots if dot.kind == "tcgen05")
-    return Traffic(sum(access.bytes for access in accesses if access.direction == "load"), bulk, operands)
+    moved = {kind: sum(a.bytes for a in accesses if a.direction == kind) for kind in ("load", "atomic")}
+    return Traffic(moved["load"], bulk, operands, moved["atomic"])

@@ -114,6 +114,8 @@ def test_measured_figures_take_the_place_of_published_ones(tmp_path):
     assert ours.l2_bytes_per_s.source == "L2 reads, 8 MiB, ascending!; bsa-bench limits on NVIDIA H200, 2026-11-21"
     assert ours.hbm_copy_bytes_per_s.value == 4e12
     assert ours.matmul_flop_per_s == h200.matmul_flop_per_s  # not among these limits
+    assert ours.l2_added_bytes_per_s is None
+    assert with_limits([h200], limits(**{"fp32 additions to memory": 3e12}))[0].l2_added_bytes_per_s.value == 3e12
     assert ours.hbm_bytes_per_s == h200.hbm_bytes_per_s
 
 
@@ -178,6 +180,20 @@ def test_static_takes_the_figures_for_its_ceilings(tmp_path):
     assert ceiling["limited_by"] == "L2"
     # 64 rows x 64 keys x 128 numbers a trip, for 32 KiB of K and V and the next item.
     assert ceiling["overlapped_flop_per_s"] == pytest.approx(6e12 / (2 * 64 * 128 * 2 + 4) * 4 * 64 * 64 * 128)
+
+
+@pytest.mark.slow
+def test_additions_limit_the_fused_backward_where_their_rate_is_known(tmp_path):
+    path = tmp_path / "limits.json"
+    write_limits(path, limits(**{"fp32 additions to memory": 2e12}))
+    wanted = ["static", "--only", "grad_fused-bf16-d128-k32", "--arch", "sm_90", "--json", "--limits", str(path)]
+    done = CliRunner().invoke(app, [*wanted, "--cache", str(tmp_path / "cache")])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)["configurations"]
+    assert row["traffic"]["added_bytes"] == 32 * 128 * 4  # dq of 32 rows a trip
+    (ceiling,) = row["ceilings"]
+    assert ceiling["limited_by"] == "additions to memory"
+    assert ceiling["overlapped_flop_per_s"] == pytest.approx(row["flop_per_trip"] * 2e12 / (32 * 128 * 4))
 
 
 @pytest.mark.gpu
