@@ -20,7 +20,7 @@ COPY_BYTES_PER_S = 4.3e12  # a device copy of torch on one H200, measured
 LAUNCH_S = 3e-6  # a short kernel in a stream; counted, not measured here
 # cuDNN 9.19 on an H200, bf16, head size 128, forward and backward; FlashAttention-2 on an H100. Published.
 DENSE = {"cuDNN": (690e12, 590e12), "FA2": (370e12, 322e12)}
-# fp32 numbers that FlashAttention-3's backward adds to dq a second at its published 561 TFLOP/s on an H100: 128 * 4 bytes
+# Bytes of fp32 that FlashAttention-3 adds to dq a second at its published 561 TFLOP/s (backward, H100): 128 * 4 bytes
 # a row and 128 keys, for 5 products (our arithmetic). How fast an H200 can make them nobody has measured for us yet.
 ADDED_BYTES_PER_S = 561e12 / (5 * 2 * 128) * 4
 HEADS, HEAD_DIM, KEEP = 12, 128, 0.5
