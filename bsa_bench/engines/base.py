@@ -23,8 +23,9 @@ class Engine(Protocol):
         is_fused: optional, False by default: it reads q, k and v where they are and fills the output, by
             `prepare_tokens(plan, q)` and `attend_tokens(q, k, v, prepared, scale=...)` in place of `prepare` and
             `attend`; `is_tiled` then says that they are tile-major.
-        list_members: optional, `list_members(plan, head_dim, dtype)`: [R, G] query blocks that share a list; each has
-            its own without it. `work_members`: those multiplied with the union of what they listed; the same without.
+        list_members: optional, `list_members(plan, head_dim, dtype)`: [B, H, R, G] query blocks that share a list; each
+            has its own without it. `work_members`: those multiplied with the union of what they listed; the same
+            without.
         in_forms: optional, `in_forms(text)`: the engine in the forms that stand behind a colon in its name.
     """
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bsa_bench.engines.forms import Extent, Form, parse_forms
 from bsa_bench.errors import UnsupportedError
 from bsa_kernels import BlockGrid, full_plan
-from bsa_kernels.block_sparse.lists import groups_of
+from bsa_kernels.block_sparse.groups import choose_groups_reference
 from bsa_kernels.block_sparse.tile_table import padded
 from bsa_kernels.engines import get_engine, gluon, triton
 
@@ -116,11 +116,12 @@ class Fused(PlanEngine):
         return triton.executed_flop(plan, head_dim, self._tiles(plan, head_dim, torch.bfloat16))
 
     def list_members(self, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> Tensor:
-        """Query blocks that share a list, [R, G]."""
-        return groups_of(plan.q_grid, self._tiles(plan, head_dim, dtype).attend.group, device=plan.device)
+        """Query blocks that share a list, [B, H, R, G]."""
+        group = self._tiles(plan, head_dim, dtype).attend.group
+        return choose_groups_reference(plan.block_bits, plan.q_grid, group)
 
     def work_members(self, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> Tensor:
-        """Query blocks that are multiplied with the union of what they listed, [R, G]."""
+        """Query blocks that are multiplied with the union of what they listed, [B, H, R, G]."""
         return self.list_members(plan, head_dim, dtype)
 
     def _tiles(self, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> Tiles:

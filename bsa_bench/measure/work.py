@@ -50,14 +50,14 @@ def plan_work(
         workload, plan, options, which: what is attended, and in which pass.
         executed_forward: FLOP that the engine's tiles compute in a forward.
         backward_factor: what its backward executes over that.
-        list_members: [R, G], query blocks that share a list in it; each by itself if None.
-        work_members: [R, G], those multiplied with the union of what they listed; `list_members` if None.
+        list_members: [B, H, R, G], query blocks that share a list in it; each by itself if None.
+        work_members: [B, H, R, G], those multiplied with the union of what they listed; `list_members` if None.
     """
-    from bsa_kernels.block_sparse.lists import groups_of, list_lengths, union_efficiency
-    from bsa_kernels.engines.triton import union_counts
+    from bsa_kernels.block_sparse.groups import choose_groups_reference, union_counts
+    from bsa_kernels.block_sparse.lists import list_lengths, union_efficiency
 
-    walked = groups_of(plan.q_grid, 1, device=plan.device) if list_members is None else list_members
-    lists = list_lengths(union_counts(plan, walked))
+    walked = choose_groups_reference(plan.block_bits, plan.q_grid, 1) if list_members is None else list_members
+    lists = list_lengths(union_counts(plan.block_bits, walked))
     counts = plan.kv_counts.double()
     listed = plan.block_mask.double() @ plan.kv_grid.real_counts(plan.device).double()  # real keys a row sees
     pairs = float((listed * plan.num_kept).sum())

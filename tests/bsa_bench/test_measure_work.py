@@ -8,7 +8,7 @@ from bsa_bench.errors import UnsupportedError
 from bsa_bench.measure.work import PASS_FACTOR, dense_work, executed_factor, plan_work
 from bsa_bench.result import PASSES, BsaOptions, Case
 from bsa_bench.workload import Workload
-from bsa_kernels.block_sparse.lists import groups_of
+from bsa_kernels.block_sparse.groups import choose_groups_reference
 
 
 def planned(grid, *, batch=1, heads=2, dtype="float32", **options):
@@ -53,15 +53,14 @@ def test_pairs_and_densities_are_those_of_the_dense_mask(grid, density, keep, qu
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_union_efficiency_is_what_members_asked_for_over_what_their_groups_walk(size):
     one, plan = planned((8, 9, 12), kv_density=0.3)
-    shared = groups_of(plan.q_grid, size, device=plan.device)
+    shared = choose_groups_reference(plan.block_bits, plan.q_grid, size)
     work = plan_work(
         one.workload, plan, one.options, "forward", executed_forward=1.0, backward_factor=3.5, list_members=shared
     )
-    members = shared.tolist()
     mask = plan.block_mask[0].bool()
     asked = walked = 0
     lengths = []
-    for head in mask:
+    for head, members in zip(mask, shared[0].tolist(), strict=True):
         for group in members:
             rows = head[[m for m in group if m >= 0]]
             lengths.append(int(rows.any(0).sum()))
@@ -78,7 +77,7 @@ def test_our_engine_says_how_many_query_blocks_share_a_list(form, size):
     _, plan = planned((8, 8, 8), kv_density=0.3)
     engine = load_engine(f"triton{form}")
     members = engine.list_members(plan, 64, torch.float16)
-    assert torch.equal(members, groups_of(plan.q_grid, size, device=plan.device))
+    assert torch.equal(members, choose_groups_reference(plan.block_bits, plan.q_grid, size))
     assert torch.equal(engine.work_members(plan, 64, torch.float16), members)
     executed = engine.executed_flop(plan, 64)
     assert executed > 4 * 64 * float(plan.num_kept.sum()) * 64 * 8 * 0.1
@@ -90,9 +89,13 @@ def test_halves_of_a_specialised_program_multiply_the_unions_of_their_own_blocks
     one, plan = planned((8, 9, 12), kv_density=0.3, query_keep=keep)
     engine = load_engine("gluon")
     lists, halves = (f(plan, 64, torch.float16) for f in (engine.list_members, engine.work_members))
-    assert lists.shape[1] == size
-    assert torch.equal(halves, lists.view(-1, size // 2))
-    unions = [plan.block_mask[0, :, [m for m in half if m >= 0]].any(1).sum() for half in halves.tolist()]
+    assert lists.shape[-1] == size
+    assert torch.equal(halves, lists.view(*lists.shape[:2], -1, size // 2))
+    unions = [
+        mask[[m for m in half if m >= 0]].any(0).sum()
+        for mask, of_head in zip(plan.block_mask[0], halves[0].tolist(), strict=True)
+        for half in of_head
+    ]
     executed = engine.executed_flop(plan, 64)
     assert executed == 4 * 64 * 64 * 64 * int(sum(unions))
     whole = plan_work(

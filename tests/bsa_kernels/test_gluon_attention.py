@@ -4,7 +4,6 @@
 """
 
 import importlib.util
-import math
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +30,7 @@ from bsa_bench.static.toolchain import triton_toolchain
 from bsa_kernels import BlockGrid, bsa_attention, full_plan, make_bsa_plan
 from bsa_kernels.block_sparse import gluon_attend
 from bsa_kernels.block_sparse.configurations import shipped
+from bsa_kernels.block_sparse.groups import group_count
 from bsa_kernels.engines import gluon
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="simulates on a CPU what a GPU runs")
@@ -70,10 +70,7 @@ def test_output_and_gradients_agree_with_the_reference(grid, density, head_dim, 
     inputs = inputs_of(grid, head_dim, heads=1)
     plan = make_bsa_plan(inputs.q, inputs.k, grid=grid, kv_density=density)
     assert_close_to_reference("gluon", inputs, plan)
-    assert (
-        simulated.programs
-        == math.ceil(plan.q_grid.blocks[0] / 2) * math.ceil(plan.q_grid.blocks[1] / 2) * (plan.q_grid.blocks[2])
-    )
+    assert simulated.programs == group_count(plan.q_grid, 4)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -193,7 +190,7 @@ def test_strided_misaligned_and_batched_inputs_agree(simulated):
         assert_forward_agrees(replace(inputs, **dict(zip("qkv", by_token, strict=True))), plan), expected
     )
     assert torch.equal(assert_forward_agrees(replace(inputs, v=odd), plan), expected)
-    assert simulated.programs == 3 * (2 * 3 * 2)  # three calls; a launch for each of 2 entries: 3 heads, 2 groups
+    assert simulated.programs == 3 * (2 * 3)  # three calls; a launch for each of 2 entries: 3 heads, one group
 
 
 def test_the_whole_operator_agrees_with_the_engine_triton():

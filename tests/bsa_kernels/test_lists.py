@@ -9,8 +9,8 @@ from kernel_helpers import DEVICE, hand_plan, poison_empty, random_mask
 from bsa_kernels import BlockGrid
 from bsa_kernels.bits import pack_bits
 from bsa_kernels.block_sparse import lists
+from bsa_kernels.block_sparse.groups import choose_groups
 from bsa_kernels.block_sparse.lists import (
-    groups_of,
     launch_order,
     list_lengths,
     make_inverse,
@@ -121,16 +121,16 @@ def test_lists_of_a_plan_lead_to_its_tokens(grid, q_block, kv_block, size, monke
     q_grid, kv_grid = BlockGrid(grid, q_block), BlockGrid(grid, kv_block)
     plan = hand_plan(q_grid, kv_grid, random_mask(q_grid, kv_grid, 0.4, batch=2))
     table = token_tables(kv_grid, tiled=False, pad_to=16, device=DEVICE)
-    members = groups_of(q_grid, size, device=DEVICE)
+    members = choose_groups(plan.block_bits, q_grid, size)
     poison_empty(monkeypatch)
     made = make_lists(plan.block_bits, members, table.origins, table.full_bits)
     seen = torch.zeros(*plan.shape[:3], kv_grid.num_tokens, dtype=torch.bool)
-    places = [(b, h, r) for b in range(2) for h in range(2) for r in range(len(members))]
+    places = [(b, h, r) for b in range(2) for h in range(2) for r in range(members.shape[2])]
     for place, row, num_full in zip(places, rows_of(made), made.num_full.flatten().tolist(), strict=True):
         for number, item in enumerate(row):
             value = item & ((1 << 28) - 1)
             tokens = value + table.offsets if number < num_full else table.tokens[value]
-            for g, block in enumerate(members[place[2]].tolist()):
+            for g, block in enumerate(members[place].tolist()):
                 if block >= 0 and (size == 1 or item >> (28 + g) & 1):
                     seen[place[0], place[1], block, tokens[tokens >= 0].cpu()] = True
     block_of_token = kv_grid.slot_of_token(DEVICE) // kv_grid.block_size
@@ -259,32 +259,6 @@ def test_token_tables_say_where_permute_takes_and_puts_tokens(shape, block, tile
 def test_a_grid_whose_tokens_do_not_fit_an_item_is_refused():
     with pytest.raises(ValueError, match=r"expected at most 2\*\*28 slots, got 268435520"):
         token_tables(BlockGrid((1, 1, (1 << 28) + 1), (1, 1, 64)), tiled=True, device=DEVICE)
-
-
-@pytest.mark.parametrize(
-    ("size", "axis", "expected"),
-    [
-        (1, "t", [[i] for i in range(12)]),
-        (2, "t", [[0, 6], [1, 7], [2, 8], [3, 9], [4, 10], [5, 11]]),
-        (2, "h", [[0, 2], [1, 3], [4, -1], [5, -1], [6, 8], [7, 9], [10, -1], [11, -1]]),
-        (2, "w", [[2 * i, 2 * i + 1] for i in range(6)]),
-        (4, "t", [[0, 2, 6, 8], [1, 3, 7, 9], [4, 10, -1, -1], [5, 11, -1, -1]]),
-        (4, "h", [[0, 1, 2, 3], [4, 5, -1, -1], [6, 7, 8, 9], [10, 11, -1, -1]]),
-        (4, "w", [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]),
-    ],
-)
-def test_groups_are_neighbours_along_an_axis_and_the_next(size, axis, expected):
-    grid = BlockGrid((8, 9, 8), ONE)  # 2 x 3 x 2 blocks
-    members = groups_of(grid, size, axis, device=DEVICE)
-    assert members.dtype == torch.int32
-    assert members.tolist() == expected
-    assert groups_of(grid, size, axis, device=DEVICE) is members
-
-
-@pytest.mark.parametrize(("size", "axis"), [(3, "t"), (2, "x")])
-def test_unknown_groups_are_refused(size, axis):
-    with pytest.raises(ValueError, match="expected a size of 1, 2 or 4 and an axis of t, h or w"):
-        groups_of(BlockGrid((4, 4, 4), ONE), size, axis, device=DEVICE)
 
 
 def test_launch_order_is_longest_first_within_a_head_and_stable():

@@ -24,7 +24,7 @@ from bsa_kernels.block_sparse.constants import (
     specialized_constants,
     walk_constants,
 )
-from bsa_kernels.block_sparse.lists import group_grid
+from bsa_kernels.block_sparse.groups import group_count
 from bsa_kernels.block_sparse.tables import Layout
 from bsa_kernels.block_sparse.tile_table import Arch, Kernel, Tile, Tiles, tiles_for
 from bsa_kernels.bsa.fused import bits_options, moments_options, pool_options
@@ -309,7 +309,7 @@ class _Case:
         listed = shape.kv_density * blocks
         if kernel in {"attend", "grad_q"}:
             row_tiles = -(-kept // tile.rows) if tile.group == 1 else 1
-            groups = group_grid(layout.q_grid, tile.group).num_blocks
+            groups = group_count(layout.q_grid, tile.group)
             union = listed / shape.union_efficiency if tile.group > 1 else listed
             # k and v in; q in and o out, or q and do in and dq out.
             moved = 2 * all_bytes + (kept_bytes + all_bytes if kernel == "attend" else 2 * kept_bytes + all_bytes)

@@ -276,7 +276,7 @@ def attend_kernel(
     fill_ptr,  # [B, H, Nq, MQ]
     q_tokens_ptr,  # [Nq, MQ]
     kv_tokens_ptr,  # [Nk, S], in the order of the box
-    members_ptr,  # [R, GROUP]
+    members_ptr,  # [B, H, R, GROUP]
     order_ptr,  # [B, H, R]
     items_ptr,
     starts_ptr,  # [B, H, R]
@@ -320,6 +320,7 @@ def attend_kernel(
     lse_ptr += head * num_q * K
     kept_tokens_ptr += head * num_q * K
     fill_ptr += head * num_q * MQ
+    members_ptr += head * num_groups * GROUP
 
     k_tiles = gl.allocate_shared_memory(k_desc.dtype, [STAGES] + k_desc.block_type.shape, k_desc.layout)
     v_tiles = gl.allocate_shared_memory(v_desc.dtype, [STAGES] + v_desc.block_type.shape, v_desc.layout)
@@ -356,14 +357,14 @@ def launch_specialized(q: Tensor, k: Tensor, v: Tensor, tables: KernelTables, *,
     k and v are copied where TMA cannot read them as they lie (an address or a stride that is no multiple of 16 bytes).
     """
     layout, device = tables.layout, q.device
-    tile, members = layout.tiles.attend, layout.members(device)
+    tile, members = layout.tiles.attend, tables.members
     b, h, num_q, kept = tables.shape
     k, v = (x if _is_aligned(x) else x.contiguous() for x in (k, v))
     make = torch.zeros if layout.pads_q else torch.empty  # padding belongs to no slot that is written
     o = make(q.shape, dtype=q.dtype, device=device)
     lse = torch.empty(tables.shape, dtype=torch.float32, device=device)
     (_, height, width), _ = box_of(layout.kv_grid, is_tiled=layout.is_tiled)
-    num_groups = members.shape[0]
+    num_groups = members.shape[2]
     constants = specialized_constants(layout, tile, kept_rows=kept, head_dim=q.shape[-1])
     with torch.cuda.device_of(q):
         for entry in range(b):

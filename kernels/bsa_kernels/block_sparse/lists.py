@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bsa_kernels.bits import count_bits, pack_bits, unpack_bits
+from bsa_kernels.block_sparse.groups import union_counts, words_of
 from bsa_kernels.grid import BlockGrid
 
 #: An item is a value below this, plus the activity of members from this bit on.
 ACTIVITY_SHIFT = 28
 #: The largest number of items that is reserved for a worst case (1 GiB); see `make_lists`.
 MAX_WORST_CASE = 1 << 28
-
-Axis = Literal["t", "h", "w"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,31 +90,6 @@ def token_tables(grid: BlockGrid, *, tiled: bool, pad_to: int = 1, device: torch
     return TokenTables(tokens[:, 0].contiguous(), offsets, tokens, is_full, pack_bits(is_full))
 
 
-@lru_cache(maxsize=64)
-def groups_of(grid: BlockGrid, size: Literal[1, 2, 4], axis: Axis = "t", *, device: torch.device) -> Tensor:
-    """Group neighbouring blocks, to share a list: members [R, size] int32, ascending, -1 for none at the end.
-
-    Pairs are neighbours along the axis; four are pairs along it times pairs along the next one (t, h, w, t). Groups are
-    in the (t, h, w) order of their first members; those at the end of an axis may have fewer members. Cached.
-
-    Raises:
-        ValueError: not a size or an axis.
-    """
-    if size not in {1, 2, 4} or axis not in {"t", "h", "w"}:
-        raise ValueError(f"groups_of: expected a size of 1, 2 or 4 and an axis of t, h or w, got {size!r} and {axis!r}")
-    # Blocks are to a group what tokens are to a block.
-    return group_grid(grid, size, axis).token_of_slot(device).to(torch.int32)
-
-
-def group_grid(grid: BlockGrid, size: int, axis: Axis = "t") -> BlockGrid:
-    """The groups of `groups_of` as the blocks of a grid whose tokens are blocks."""
-    first = "thw".index(axis)
-    span = [1, 1, 1]
-    span[first] = min(size, 2)
-    span[(first + 1) % 3] = max(size // 2, 1)
-    return BlockGrid(grid.blocks, (span[0], span[1], span[2]))
-
-
 def make_lists(
     bits: Tensor, members: Tensor, origins: Tensor, is_full: Tensor, *, capacity: int | None = None
 ) -> Lists:
@@ -123,7 +97,8 @@ def make_lists(
 
     Args:
         bits: [B, H, Nq, W] int32, `BlockPlan.block_bits`.
-        members: [R, G] int32 with G of 1, 2 or 4, from `groups_of`; items have activity bits where G is above 1.
+        members: [B, H, R, G] int32 from `choose_groups`, or [R, G] for all heads; items have activity bits where G is
+            above 1.
         origins: [Nk] int32, the item of each KV block without padding.
         is_full: the KV blocks without padding, [Nk] bool, or [W] int32 as packed already.
         capacity: size of `items`, above the sum of all counts. By default the worst case, if that is at most 2**28
@@ -157,9 +132,9 @@ def make_inverse(bits: Tensor, num_columns: int, *, capacity: int | None = None)
 
 def make_lists_reference(bits: Tensor, members: Tensor, origins: Tensor, is_full: Tensor) -> Lists:
     """Do what `make_lists` does in plain torch; `items` has one entry to spare. Synchronises."""
-    n, size = origins.numel(), members.shape[1]
+    n, size = origins.numel(), members.shape[-1]
     full = is_full if is_full.dtype == torch.bool else unpack_bits(is_full, n)
-    sees = unpack_bits(bits, n)[:, :, members.clamp(min=0).long()] & (members >= 0).unsqueeze(-1)  # [B, H, R, G, Nk]
+    sees = unpack_bits(words_of(bits, members), n)  # [B, H, R, G, Nk]
     item = torch.where(full, origins, torch.arange(n, dtype=torch.int32, device=bits.device))
     if size > 1:
         member = torch.arange(size, dtype=torch.int32, device=bits.device).unsqueeze(-1)
@@ -202,14 +177,8 @@ def union_efficiency(bits: Tensor, members: Tensor) -> Tensor:
     Over all groups, sum of the members' counts / sum of (number of members * count of their union): 1 for groups of one
     or of equal lists, 1/G for disjoint ones; 1 where nothing is seen at all.
     """
-    present = members >= 0
-    # [B, H, R, G, W]
-    words = bits[:, :, members.clamp(min=0).long()].masked_fill(~present.unsqueeze(-1), 0)
-    union = words[..., 0, :]
-    for g in range(1, members.shape[1]):
-        union = union | words[..., g, :]
-    asked = count_bits(words).sum()
-    done = (count_bits(union) * present.sum(-1)).sum()
+    asked = count_bits(words_of(bits, members)).sum()
+    done = (union_counts(bits, members) * (members >= 0).sum(-1)).sum()
     return torch.where(done > 0, asked / done.clamp(min=1), 1.0)
 
 

@@ -14,7 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bsa_kernels.block_sparse.lists import group_grid, worst_case
+from bsa_kernels.block_sparse.groups import group_count
+from bsa_kernels.block_sparse.lists import worst_case
 from bsa_kernels.block_sparse.tables import KernelTables, Layout, tables_of
 from bsa_kernels.bsa.options import BsaOptions, Fill, KvRule, QueryRule
 from bsa_kernels.bsa.queries import kept_rows
@@ -63,7 +64,8 @@ def _(
     layout = _layout_of(options, numbers, q)
     heads, num_q, num_kv = q.shape[:2], layout.q_grid.num_blocks, layout.kv_grid.num_blocks
     kept = kept_rows(layout.q_grid, options.query_rule, options.query_keep)
-    groups = group_grid(layout.q_grid, layout.tiles.attend.group).num_blocks
+    group = layout.tiles.attend.group
+    groups = group_count(layout.q_grid, group)
     capacity = worst_case(heads[0] * heads[1] * groups, num_kv)
 
     def empty(*shape: int | torch.SymInt, dtype: torch.dtype = torch.int32) -> Tensor:
@@ -72,6 +74,7 @@ def _(
     return [
         empty(*heads, num_q, kept),
         empty(*heads, num_q, layout.q_grid.block_size),
+        empty(*heads, groups, group),
         empty(*heads, groups),
         empty(torch.library.get_ctx().new_dynamic_size() if capacity is None else capacity),
         empty(*heads, groups, dtype=torch.int64),

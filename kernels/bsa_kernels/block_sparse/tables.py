@@ -13,10 +13,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bsa_kernels.block_sparse.groups import choose_groups
 from bsa_kernels.block_sparse.lists import (
     Lists,
     TokenTables,
-    groups_of,
     launch_order,
     make_inverse,
     make_lists,
@@ -91,10 +91,6 @@ class Layout:
         """Of KV blocks, padded to the longest key tile."""
         return token_tables(self.kv_grid, tiled=self.is_tiled, pad_to=self.tiles.max_keys, device=device)
 
-    def members(self, device: torch.device) -> Tensor:
-        """[R, group] int32: the query blocks of each group, -1 where there are fewer."""
-        return groups_of(self.q_grid, self.tiles.attend.group, device=device)
-
     def encode(self) -> list[int]:
         """As integers, for an operator that takes nothing else; `decode` is the inverse."""
         shape = encode_shape(self.q_grid, self.kv_grid, is_tiled=self.is_tiled, fills=self.fills)
@@ -144,6 +140,7 @@ class KernelTables:
 
     Attributes:
         kept_tokens: [B, H, Nq, K] int32, the token of each kept row, -1 past them.
+        members: [B, H, R, G] int32, the query blocks that share a list, -1 where there are fewer.
         fill: [B, H, Nq, MQ] int32, the kept row whose output a slot takes, -1 for zero.
         order: [B, H, R] int32, groups in the order of launch.
         items, starts, num_full, counts: the lists of groups, see `Lists`.
@@ -153,6 +150,7 @@ class KernelTables:
 
     kept_tokens: Tensor
     fill: Tensor
+    members: Tensor
     order: Tensor
     items: Tensor
     starts: Tensor
@@ -175,8 +173,8 @@ class KernelTables:
     @classmethod
     def of(cls, tensors: Sequence[Tensor], layout: Layout) -> KernelTables:
         """Make of what `tensors` gave."""
-        kept_tokens, fill, order, items, starts, num_full, counts, block_bits = tensors
-        return cls(kept_tokens, fill, order, items, starts, num_full, counts, block_bits, layout)
+        names = [field.name for field in fields(cls) if field.name != "layout"]
+        return cls(**dict(zip(names, tensors, strict=True)), layout=layout)
 
     @cached_property
     def inverse(self) -> Lists:
@@ -195,10 +193,12 @@ def tables_of(plan: BlockPlan, tiles: Tiles, *, is_tiled: bool = False) -> Kerne
     kv = layout.kv_tables(plan.device)
     bits = plan.block_bits.contiguous()
     full_bits = kv.full_bits if layout.has_full else torch.zeros_like(kv.full_bits)
-    lists = make_lists(bits, layout.members(plan.device), kv.origins, full_bits)
+    members = choose_groups(bits, plan.q_grid, tiles.attend.group)
+    lists = make_lists(bits, members, kv.origins, full_bits)
     return KernelTables(
         kept_tokens=_kept_tokens(plan, layout),
         fill=plan.fill.contiguous(),
+        members=members,
         order=launch_order(lists.counts),
         items=lists.items,
         starts=lists.starts,

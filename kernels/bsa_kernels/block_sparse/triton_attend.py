@@ -108,7 +108,7 @@ def attend_kernel(
     q_tokens_ptr,  # [Nq, MQ]
     kv_offsets_ptr,  # [MK]
     kv_tokens_ptr,  # [Nk, MK]
-    members_ptr,  # [R, GROUP]
+    members_ptr,  # [B, H, R, GROUP]
     order_ptr,  # [B, H, R]
     items_ptr,
     starts_ptr,  # [B, H, R]
@@ -165,6 +165,7 @@ def attend_kernel(
     o_ptr += b * o_b + h * o_h
 
     kept_tokens_ptr += head * num_q * K
+    members_ptr += head * num_groups * GROUP
     member, entry, token = rows_of(members_ptr, kept_tokens_ptr, group, tile, K, ROWS, GROUP)
     q = load_rows(q_ptr + b * q_b + h * q_h, token, q_l, D, BLOCK_D)  # [ROWS, BLOCK_D]
     # Finite, so that a tile without a real key cannot make inf - inf.
@@ -238,12 +239,12 @@ def launch_attend(q: Tensor, k: Tensor, v: Tensor, tables: KernelTables, *, scal
     q, k, v are in the layout of the tables, with a contiguous last dimension; `scale` is positive.
     """
     layout, device = tables.layout, q.device
-    tile, kv, members = layout.tiles.attend, layout.kv_tables(device), layout.members(device)
+    tile, kv, members = layout.tiles.attend, layout.kv_tables(device), tables.members
     b, h, num_q, kept = tables.shape
     make = torch.zeros if layout.pads_q else torch.empty  # padding belongs to no slot that is written
     o = make(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(tables.shape, dtype=torch.float32, device=q.device)
-    num_groups = members.shape[0]
+    num_groups = members.shape[2]
     row_tiles = triton.cdiv(kept, tile.rows) if tile.group == 1 else 1
     with torch.cuda.device_of(q):
         attend_kernel[(b * h * num_groups * row_tiles,)](

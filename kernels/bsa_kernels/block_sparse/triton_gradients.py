@@ -152,7 +152,7 @@ def grad_q_kernel(
     q_tokens_ptr,  # [Nq, MQ]
     kv_offsets_ptr,  # [MK]
     kv_tokens_ptr,  # [Nk, MK]
-    members_ptr,  # [R, GROUP]
+    members_ptr,  # [B, H, R, GROUP]
     order_ptr,  # [B, H, R]
     items_ptr,
     starts_ptr,  # [B, H, R]
@@ -206,6 +206,7 @@ def grad_q_kernel(
     kept_tokens_ptr += head * num_q * K
     lse_ptr += head * num_q * K
     delta_ptr += head * num_q * K
+    members_ptr += head * num_groups * GROUP
     member, entry, token = rows_of(members_ptr, kept_tokens_ptr, group, tile, K, ROWS, GROUP)
     q = load_rows(q_kept_ptr + head * num_q * K * D, entry, D, D, BLOCK_D)  # [ROWS, BLOCK_D]
     do = load_rows(do_kept_ptr + head * num_q * K * D, entry, D, D, BLOCK_D)  # [ROWS, BLOCK_D]
@@ -461,10 +462,10 @@ def launch_grad_q(
 ) -> Tensor:
     """The gradient of q, like q; exact zeros at pruned rows and padding."""
     layout, device = tables.layout, q.device
-    tile, kv, members = layout.tiles.grad_q, layout.kv_tables(device), layout.members(device)
+    tile, kv, members = layout.tiles.grad_q, layout.kv_tables(device), tables.members
     b, h, num_q, kept = tables.shape
     dq = _empty_like(q, tables.layout.pads_q)
-    num_groups = members.shape[0]
+    num_groups = members.shape[2]
     row_tiles = triton.cdiv(kept, tile.rows) if tile.group == 1 else 1
     with torch.cuda.device_of(q):
         grad_q_kernel[(b * h * num_groups * row_tiles,)](

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bsa_kernels.block_sparse.groups import MAX_GROUPS_OF_CELL, GroupTables
+
 # By registers and instructions as compiled by Triton 3.9 for sm_90, not by time. Words of a list in a step: 16 waste
 # less of a last step than 32 do, in as many instructions a bit. Words in a program: emitting 8 bits a thread takes 55
 # registers for single rows, 72 for pairs and 78 for four; rows that share a program cost more, so only short ones do.
@@ -23,6 +25,7 @@ _MAX_WORDS = 16
 _COUNT_WORDS = 256
 _EMIT_WORDS = 16
 _NUM_WARPS = 2
+_CHOOSE_ROWS = 128
 # A whole sector of 32 bytes is written for each KV block.
 _CHUNKS = 8
 
@@ -37,9 +40,12 @@ def popcount(x):
 
 
 @triton.jit
-def load_words(bits_ptr, members_ptr, row, row_mask, offs_word, num_rows, num_q, num_words, g, G: tl.constexpr):
+def load_words(
+    bits_ptr, members_ptr, members_h, row, row_mask, offs_word, num_rows, num_q, num_words, g, G: tl.constexpr
+):
     """Words `offs_word` of member `g` of each list; zero where there is no such member."""
-    member = tl.load(members_ptr + row % num_rows * G + g, mask=row_mask, other=-1)
+    member_ptrs = members_ptr + row // num_rows * members_h + row % num_rows * G + g
+    member = tl.load(member_ptrs, mask=row_mask, other=-1)
     block = row // num_rows * num_q + member
     mask = (row_mask & (member >= 0))[:, None] & (offs_word < num_words)[None, :]
     words = tl.load(bits_ptr + block[:, None] * num_words + offs_word[None, :], mask=mask, other=0)
@@ -50,6 +56,7 @@ def load_words(bits_ptr, members_ptr, row, row_mask, offs_word, num_rows, num_q,
 def load_union(
     bits_ptr,
     members_ptr,
+    members_h,
     full_ptr,
     row,
     row_mask,
@@ -64,20 +71,21 @@ def load_union(
     """The KV blocks that any member of a list sees: those without padding, and those with."""
     seen = tl.zeros([ROWS, WORDS], tl.uint32)
     for g in tl.static_range(G):
-        seen |= load_words(bits_ptr, members_ptr, row, row_mask, offs_word, num_rows, num_q, num_words, g, G)
+        seen |= load_words(bits_ptr, members_ptr, members_h, row, row_mask, offs_word, num_rows, num_q, num_words, g, G)
     full = tl.load(full_ptr + offs_word, mask=offs_word < num_words, other=0).to(tl.uint32, bitcast=True)
     full = seen & full[None, :]
     return full, seen ^ full
 
 
-@triton.jit(do_not_specialize=["num_lists", "num_rows", "num_q", "num_words"])
+@triton.jit(do_not_specialize=["num_lists", "members_h", "num_rows", "num_q", "num_words"])
 def count_kernel(
     bits_ptr,  # [B, H, Nq, W]
-    members_ptr,  # [R, G], -1 for none
+    members_ptr,  # [R, G], -1 for none; of each head `members_h` further
     full_ptr,  # [W] bits: KV blocks without padding
     num_full_ptr,  # [B, H, R]
     counts_ptr,  # [B, H, R]
     num_lists,  # B * H * R
+    members_h,
     num_rows,
     num_q,
     num_words,
@@ -93,24 +101,26 @@ def count_kernel(
     for first in range(0, num_words, WORDS):
         offs_word = first + tl.arange(0, WORDS)
         full, partial = load_union(
-            bits_ptr, members_ptr, full_ptr, row, row_mask, offs_word, num_rows, num_q, num_words, G, ROWS, WORDS
-        )
+            bits_ptr, members_ptr, members_h, full_ptr, row, row_mask, offs_word, num_rows, num_q, num_words,
+            G, ROWS, WORDS,
+        )  # fmt: skip
         num_full += tl.sum(popcount(full).to(tl.int32), 1)
         num_partial += tl.sum(popcount(partial).to(tl.int32), 1)
     tl.store(num_full_ptr + row, num_full, mask=row_mask)
     tl.store(counts_ptr + row, num_full + num_partial, mask=row_mask)
 
 
-@triton.jit(do_not_specialize=["num_lists", "num_rows", "num_q", "num_words", "num_columns"])
+@triton.jit(do_not_specialize=["num_lists", "members_h", "num_rows", "num_q", "num_words", "num_columns"])
 def emit_kernel(
     bits_ptr,  # [B, H, Nq, W]
-    members_ptr,  # [R, G], -1 for none
+    members_ptr,  # [R, G], -1 for none; of each head `members_h` further
     full_ptr,  # [W] bits: KV blocks without padding
     origins_ptr,  # [Nk]: the item of a KV block without padding
     starts_ptr,  # [B, H, R] int64
     num_full_ptr,  # [B, H, R]
     items_ptr,
     num_lists,  # B * H * R
+    members_h,
     num_rows,
     num_q,
     num_words,
@@ -133,8 +143,9 @@ def emit_kernel(
     for first in range(0, num_words, WORDS):
         offs_word = first + tl.arange(0, WORDS)
         full, partial = load_union(
-            bits_ptr, members_ptr, full_ptr, row, row_mask, offs_word, num_rows, num_q, num_words, G, ROWS, WORDS
-        )
+            bits_ptr, members_ptr, members_h, full_ptr, row, row_mask, offs_word, num_rows, num_q, num_words,
+            G, ROWS, WORDS,
+        )  # fmt: skip
         ones_full, ones_partial = popcount(full).to(tl.int32), popcount(partial).to(tl.int32)
         word_full = full_at[:, None] + tl.cumsum(ones_full, 1) - ones_full
         word_partial = partial_at[:, None] + tl.cumsum(ones_partial, 1) - ones_partial
@@ -148,12 +159,48 @@ def emit_kernel(
         item = tl.where(is_full, origin, column)
         if G > 1:
             for g in tl.static_range(G):
-                words = load_words(bits_ptr, members_ptr, row, row_mask, offs_word, num_rows, num_q, num_words, g, G)
+                words = load_words(
+                    bits_ptr, members_ptr, members_h, row, row_mask, offs_word, num_rows, num_q, num_words, g, G
+                )
                 activity = ((words[:, :, None] >> offs_bit) & 1) << (28 + g)
                 item |= activity.to(tl.int32, bitcast=True)
         tl.store(list_ptr[:, None, None] + at, item, mask=is_full | is_partial)
         full_at += tl.sum(ones_full, 1)
         partial_at += tl.sum(ones_partial, 1)
+
+
+@triton.jit(do_not_specialize=["num_lists", "num_rows"])
+def choose_kernel(
+    counts_ptr,  # [B, H, C, R]: the length of each group's list, in each way to group
+    candidates_ptr,  # [C, R, G]
+    first_ptr,  # [R]
+    size_ptr,  # [R]
+    members_ptr,  # [B, H, R, G]
+    num_lists,  # B * H * R
+    num_rows,
+    C: tl.constexpr,
+    G: tl.constexpr,
+    CELL: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """One program per ROWS groups: of each, the members in the way whose lists are shortest in its cell."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row_mask = row < num_lists
+    group = row % num_rows
+    first = tl.load(first_ptr + group, mask=row_mask, other=0)
+    size = tl.load(size_ptr + group, mask=row_mask, other=0)
+    least = tl.full([ROWS], 0x7FFFFFFF, tl.int32)
+    best = tl.zeros([ROWS], tl.int32)
+    for way in tl.static_range(C):
+        cost = tl.zeros([ROWS], tl.int32)
+        for each in tl.static_range(CELL):
+            at = (row // num_rows * C + way) * num_rows + first + each
+            cost += tl.load(counts_ptr + at, mask=row_mask & (each < size), other=0)
+        best = tl.where(cost < least, way, best)
+        least = tl.minimum(cost, least)
+    for g in tl.static_range(G):
+        member = tl.load(candidates_ptr + (best * num_rows + group) * G + g, mask=row_mask, other=-1)
+        tl.store(members_ptr + row * G + g, member, mask=row_mask)
 
 
 @triton.jit(do_not_specialize=["num_q", "num_words", "num_columns", "num_out"])
@@ -190,14 +237,38 @@ def transpose_kernel(
 def launch_count(bits: Tensor, members: Tensor, full_bits: Tensor) -> tuple[Tensor, Tensor]:
     """Count the union of each group's KV blocks: those without padding, and all; both [B, H, R] int32."""
     b, h, num_q, num_words = bits.shape
-    num_rows, size = members.shape
+    num_rows, size = members.shape[-2:]
     num_full, counts = (torch.empty(b, h, num_rows, dtype=torch.int32, device=bits.device) for _ in range(2))
     tile = _tile(num_words, _COUNT_WORDS)
     with torch.cuda.device_of(bits):
         count_kernel[(triton.cdiv(counts.numel(), tile["ROWS"]),)](
-            bits, members, full_bits, num_full, counts, counts.numel(), num_rows, num_q, num_words, G=size, **tile
+            *(bits, members, full_bits, num_full, counts, counts.numel(), _head_stride(members)),
+            *(num_rows, num_q, num_words),
+            G=size,
+            **tile,
         )
     return num_full, counts
+
+
+def launch_choose(counts: Tensor, tables: GroupTables) -> Tensor:
+    """The members [B, H, R, G] of the ways whose lists are shortest; `counts` [B, H, C * R] of all ways."""
+    ways, num_rows, size = tables.candidates.shape
+    members = torch.empty(*counts.shape[:2], num_rows, size, dtype=torch.int32, device=counts.device)
+    num_lists = members.numel() // size
+    with torch.cuda.device_of(counts):
+        choose_kernel[(triton.cdiv(num_lists, _CHOOSE_ROWS),)](
+            *(counts, tables.candidates, tables.first, tables.size, members, num_lists, num_rows),
+            C=ways,
+            G=size,
+            CELL=MAX_GROUPS_OF_CELL,
+            ROWS=_CHOOSE_ROWS,
+        )
+    return members
+
+
+def _head_stride(members: Tensor) -> int:
+    """Entries from the members of one head to those of the next: none where all heads have the same."""
+    return members[0, 0].numel() if members.dim() == 4 else 0
 
 
 def launch_emit(
@@ -211,7 +282,7 @@ def launch_emit(
 ) -> None:
     """Write all lists into `items`, which holds them."""
     _, _, num_q, num_words = bits.shape
-    num_rows, size = members.shape
+    num_rows, size = members.shape[-2:]
     tile = _tile(num_words, _EMIT_WORDS)
     with torch.cuda.device_of(bits):
         emit_kernel[(triton.cdiv(starts.numel(), tile["ROWS"]),)](
@@ -223,6 +294,7 @@ def launch_emit(
             num_full,
             items,
             starts.numel(),
+            _head_stride(members),
             num_rows,
             num_q,
             num_words,

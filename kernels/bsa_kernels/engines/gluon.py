@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from bsa_kernels.block_sparse.lists import groups_of
+from bsa_kernels.block_sparse.groups import choose_groups_reference, union_counts
 from bsa_kernels.block_sparse.tables import KernelTables, tables_of
 from bsa_kernels.block_sparse.tile_table import Tile, Tiles, padded, tiles_for
 from bsa_kernels.engines import triton
@@ -85,11 +85,11 @@ def executed_flop(plan: BlockPlan, head_dim: int, tiles: Tiles | None = None) ->
     Synchronises.
     """
     tile = (tiles or choose_tiles(plan, head_dim=head_dim, dtype=torch.bfloat16)).attend
-    members = half_members(groups_of(plan.q_grid, tile.group, device=plan.device))
-    listed = int(triton.union_counts(plan, members).sum()) * (2 if tile.group == 1 else 1)
+    members = half_members(choose_groups_reference(plan.block_bits, plan.q_grid, tile.group))
+    listed = int(union_counts(plan.block_bits, members).sum()) * (2 if tile.group == 1 else 1)
     return 4 * head_dim * (ROWS // 2) * KEYS * listed
 
 
 def half_members(members: torch.Tensor) -> torch.Tensor:
-    """[R', G'] of groups [R, G]: the query blocks that a half multiplies for; both halves of a single block are it."""
-    return members.reshape(-1, max(members.shape[1] // 2, 1))
+    """[B, H, R', G'] of groups [B, H, R, G]: what a half multiplies for; both halves of a single block are it."""
+    return members.reshape(*members.shape[:2], -1, max(members.shape[-1] // 2, 1))

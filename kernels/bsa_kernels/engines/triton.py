@@ -13,8 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from bsa_kernels.bits import count_bits
-from bsa_kernels.block_sparse.lists import groups_of
+from bsa_kernels.block_sparse.groups import choose_groups_reference, union_counts
 from bsa_kernels.block_sparse.tables import KernelTables, tables_of
 from bsa_kernels.block_sparse.tile_table import MAX_HEAD_DIM, Tiles, arch_of, tiles_for
 from bsa_kernels.plan import BlockPlan
@@ -98,20 +97,11 @@ def executed_flop(plan: BlockPlan, head_dim: int, tiles: Tiles | None = None) ->
     """
     tiles = tiles or choose_tiles(plan, head_dim=head_dim, dtype=torch.bfloat16)
     tile, kept, keys = tiles.attend, plan.shape[3], plan.kv_grid.block_size
-    members = groups_of(plan.q_grid, tile.group, device=plan.device)
+    members = choose_groups_reference(plan.block_bits, plan.q_grid, tile.group)
     rows = tile.rows if tile.group > 1 else -(-kept // tile.rows) * tile.rows
     width = max(16, 1 << (head_dim - 1).bit_length())
-    listed = int(union_counts(plan, members).sum())
+    listed = int(union_counts(plan.block_bits, members).sum())
     return 4 * width * rows * (-(-keys // tiles.max_keys) * tiles.max_keys) * listed
-
-
-def union_counts(plan: BlockPlan, members: Tensor) -> Tensor:
-    """[B, H, R] int32: the length of the list that each group of query blocks, `members` [R, G], shares."""
-    listed = plan.block_bits[:, :, members.clamp(min=0).long()].masked_fill((members < 0)[..., None], 0)
-    union = listed[:, :, :, 0]
-    for member in range(1, members.shape[1]):
-        union = union | listed[:, :, :, member]
-    return count_bits(union)
 
 
 def _is_interpreted() -> bool:
