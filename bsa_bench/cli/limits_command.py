@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bsa_bench.errors import EXIT_NOTHING_MEASURED, EXIT_OK, StoreError
-from bsa_bench.limits.file import Figures, Limits, write_limits
+from bsa_bench.errors import EXIT_NOTHING_MEASURED, EXIT_OK
+from bsa_bench.limits.file import Figures, Limits
+from bsa_bench.store.whole_file import check_place, write_whole
 from bsa_bench.units import format_seconds, three_digits
 
 _SCALES = {"B/s": (1e12, "TB/s"), "FLOP/s": (1e12, "TFLOP/s")}
@@ -23,8 +24,8 @@ def limits(out: Path | None, *, as_json: bool) -> int:
     """
     import torch
 
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise StoreError(f"--out: {out}: expected a file in a folder that is there")
+    if out is not None:
+        check_place(out)
     if not torch.cuda.is_available():
         print("torch sees no NVIDIA GPU here, so nothing can be measured", file=sys.stderr)
         return EXIT_NOTHING_MEASURED
@@ -47,7 +48,7 @@ def limits(out: Path | None, *, as_json: bool) -> int:
     if as_json:
         print(document.model_dump_json(indent=1))
     if out is not None:
-        write_limits(out, document)
+        write_whole(out, document.model_dump_json(indent=1) + "\n")
         print(f"limits: {out}; use them with bsa-bench static --limits {out}", file=sys.stderr)
     return EXIT_OK
 

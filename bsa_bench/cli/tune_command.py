@@ -14,12 +14,13 @@ from bsa_bench.result import Environment
 from bsa_bench.run.probe import probe
 from bsa_bench.static.compile import Settings, default_cache
 from bsa_bench.static.config import ArchName
+from bsa_bench.store.whole_file import check_place, write_whole
 from bsa_bench.suite.suggest import did_you_mean
 from bsa_bench.tune.candidates import KERNELS, Dismissed, Prospect, dismiss, in_order, list_candidates
 from bsa_bench.tune.choose import Origin, tuned_table
 from bsa_bench.tune.process import WORKER_COMMAND, Worker
 from bsa_bench.tune.search import Outcome, Search, search
-from bsa_bench.tune.table import check_place, format_table, write_table
+from bsa_bench.tune.table import format_table
 from bsa_bench.units import format_seconds, parse_duration, three_digits
 from bsa_kernels.block_sparse.configurations import KEPT_ROWS
 from bsa_kernels.block_sparse.tile_table import ENVIRONMENT, Entry, table_in_force
@@ -102,7 +103,7 @@ def _finish(out: Path, found: Search, arch: ArchName, origin: Origin, tokens: Se
     if counts["OK"]:
         before = table_in_force()
         after = tuned_table(found.outcomes, before, arch=arch, origin=origin)
-        write_table(out, format_table(after.entries, head=_head(found, arch, origin, tokens)))
+        write_whole(out, format_table(after.entries, head=_head(found, arch, origin, tokens)))
         _print_changes(before, after.entries)
         print("".join(f"{note}\n" for note in after.notes), end="")
         print(f"table: {out}; use it with {ENVIRONMENT}={out.absolute()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.errors import UsageError
 from bsa_bench.static.architectures import Figure
 from bsa_bench.static.devices import Device
 from bsa_bench.static.measured import device_of
@@ -44,21 +43,6 @@ class Limits(BaseModel):
     def of(self, name: str) -> list[Figures]:
         """Those whose names begin so."""
         return [each for each in self.limits if each.name.startswith(name)]
-
-
-def write_limits(path: Path, limits: Limits) -> None:
-    """Put the file there whole or not at all.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(limits.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StoreError(f"--out: {path}: {error.strerror}") from error
 
 
 def read_limits(path: Path) -> Limits:

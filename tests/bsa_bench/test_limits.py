@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from bsa_bench.cli.app import app
 from bsa_bench.errors import EXIT_INFRASTRUCTURE, EXIT_NOTHING_MEASURED, BenchError, StoreError, UsageError
 from bsa_bench.limits import measure as measuring
-from bsa_bench.limits.file import Figures, Limits, read_limits, with_limits, write_limits
+from bsa_bench.limits.file import Figures, Limits, read_limits, with_limits
 from bsa_bench.limits.measure import REPEATS, Sizes, measure
 from bsa_bench.limits.triton_limits import add_tiles, make_lists, read_tiles
 from bsa_bench.static.devices import DEVICES
@@ -104,7 +104,7 @@ def limits(device="NVIDIA H200", **values):
 
 def test_measured_figures_take_the_place_of_published_ones(tmp_path):
     path = tmp_path / "limits.json"
-    write_limits(path, limits())
+    path.write_text(limits().model_dump_json())
     assert read_limits(path) == limits()
     h200, a100 = DEVICES["H200-SXM"], DEVICES["A100-SXM-80GB"]
     ours, other = with_limits([h200, a100], read_limits(path))
@@ -144,12 +144,6 @@ def test_a_file_that_is_none_is_named(content, message, tmp_path):
     assert str(path) in str(error.value)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(StoreError, match=r"--out: .*gone"):
-        write_limits(tmp_path / "gone" / "limits.json", limits())
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_nothing_is_measured_and_the_code_says_so(tmp_path):
     done = CliRunner().invoke(app, ["limits", "--out", str(tmp_path / "limits.json")])
@@ -161,7 +155,7 @@ def test_without_a_gpu_nothing_is_measured_and_the_code_says_so(tmp_path):
 def test_a_folder_that_is_not_there_is_found_out_before_anything_is_measured(tmp_path):
     from bsa_bench.cli.limits_command import limits as command
 
-    with pytest.raises(StoreError, match="expected a file in a folder that is there") as error:
+    with pytest.raises(StoreError, match="expected a file in a folder that can be written") as error:
         command(tmp_path / "gone" / "limits.json", as_json=False)
     assert error.value.exit_code == EXIT_INFRASTRUCTURE
 
@@ -169,7 +163,7 @@ def test_a_folder_that_is_not_there_is_found_out_before_anything_is_measured(tmp
 @pytest.mark.slow
 def test_static_takes_the_figures_for_its_ceilings(tmp_path):
     path = tmp_path / "limits.json"
-    write_limits(path, limits())
+    path.write_text(limits().model_dump_json())
     wanted = ["static", "--only", "attend-bf16-d128-k64", "--arch", "sm_90", "--json", "--limits", str(path)]
     done = CliRunner().invoke(app, [*wanted, "--cache", str(tmp_path / "cache")])
     assert done.exit_code == 0, done.output
@@ -185,7 +179,7 @@ def test_static_takes_the_figures_for_its_ceilings(tmp_path):
 @pytest.mark.slow
 def test_additions_limit_the_fused_backward_where_their_rate_is_known(tmp_path):
     path = tmp_path / "limits.json"
-    write_limits(path, limits(**{"fp32 additions to memory": 2e12}))
+    path.write_text(limits(**{"fp32 additions to memory": 2e12}).model_dump_json())
     wanted = ["static", "--only", "grad_fused-bf16-d128-k32", "--arch", "sm_90", "--json", "--limits", str(path)]
     done = CliRunner().invoke(app, [*wanted, "--cache", str(tmp_path / "cache")])
     assert done.exit_code == 0, done.output

@@ -7,9 +7,10 @@ import torch
 from tune_factory import ORIGIN, candidate, ok
 
 from bsa_bench.errors import StoreError
+from bsa_bench.store.whole_file import check_place, write_whole
 from bsa_bench.tune.choose import tuned_table
 from bsa_bench.tune.search import Outcome
-from bsa_bench.tune.table import check_place, format_table, write_table
+from bsa_bench.tune.table import format_table
 from bsa_kernels.block_sparse.tile_table import DEFAULT_TABLE, load_tiles, tiles_for
 
 TABLE = load_tiles(DEFAULT_TABLE)
@@ -118,7 +119,7 @@ def test_a_table_reads_back_as_it_was_written(tmp_path):
         ok(candidate("grad_q", kept_rows=32), 1.0),
     )
     path = tmp_path / "tiles.toml"
-    write_table(path, format_table(table, head=["Two lines,", 'the second with a "quote".']))
+    write_whole(path, format_table(table, head=["Two lines,", 'the second with a "quote".']))
     assert load_tiles(path) == tuple(table)
     assert path.read_text().startswith('# Two lines,\n# the second with a "quote".\n\n[[tile]]\nkernel = "attend"\n')
     entry = tomllib.loads(format_table(TABLE[:1], head=[]))["tile"][0]
@@ -131,3 +132,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(t
     for wrong in (tmp_path, tmp_path / "missing" / "tiles.toml"):
         with pytest.raises(StoreError, match="expected a file in a folder that can be written"):
             check_place(wrong)
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_and_what_was_there_stays(tmp_path):
+    with pytest.raises(StoreError, match=r"--out: .*gone"):
+        write_whole(tmp_path / "gone" / "tiles.toml", "text")
+    old = tmp_path / "tiles.toml"
+    old.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(old, "\ud800")
+    assert [path.read_text() for path in tmp_path.glob("tiles.toml")] == ["old"]
