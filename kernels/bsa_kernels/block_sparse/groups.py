@@ -12,6 +12,7 @@ ways to group a cell.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -94,8 +95,13 @@ def _groups_of_cell(
 
 
 def group_count(grid: BlockGrid, size: int) -> int:
-    """R: how many groups there are."""
-    return group_tables(grid, size, torch.device("cpu")).first.numel()
+    """R: how many groups there are; by arithmetic, for an operator's fake must not make the tables: they are kept."""
+    # Along an axis: how many cells have so many blocks.
+    cells = [((2, side // 2), (1, side % 2)) for side in grid.blocks]
+    return sum(
+        math.prod(number for _, number in cell) * -(-math.prod(span for span, _ in cell) // size)
+        for cell in itertools.product(*cells)
+    )
 
 
 def choose_groups(bits: Tensor, grid: BlockGrid, size: int) -> Tensor:
@@ -107,12 +113,8 @@ def choose_groups(bits: Tensor, grid: BlockGrid, size: int) -> Tensor:
         size: G.
     """
     tables = group_tables(grid, size, bits.device)
-    if tables.candidates.shape[0] == 1:
-        return (
-            tables.candidates.expand(bits.shape[0], *tables.candidates.shape)
-            .expand(bits.shape[0], bits.shape[1], -1, -1)
-            .contiguous()
-        )
+    if len(tables.candidates) == 1:
+        return tables.candidates[0].expand(*bits.shape[:2], -1, -1).contiguous()
     from bsa_kernels.block_sparse.triton_lists import launch_choose, launch_count
 
     _, counts = launch_count(bits.contiguous(), tables.candidates.flatten(0, 1), torch.zeros_like(bits[0, 0, 0]))
