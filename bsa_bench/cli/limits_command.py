@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from bsa_bench.errors import EXIT_NOTHING_MEASURED, EXIT_OK
-from bsa_bench.limits.file import Figures, Limits
+from bsa_bench.limits.file import Limit, Limits
 from bsa_bench.store.whole_file import check_place, write_whole
 from bsa_bench.units import format_seconds, three_digits
 
@@ -34,11 +33,11 @@ def limits(out: Path | None, *, as_json: bool) -> int:
 
     device = torch.device("cuda")
     environment = collect_environment(threads=None, kind="cuda")
-    found: list[Figures] = []
+    found: list[Limit] = []
     for limit in measure(device, CudaClock()):
-        found.append(Figures(**limit.as_dict()))  # type: ignore[arg-type]
+        found.append(limit)
         if not as_json:
-            print(text_of(found[-1]), flush=True)
+            print(text_of(limit), flush=True)
     document = Limits(
         device_name=environment.device_name,
         date=datetime.now(UTC).date().isoformat(),
@@ -53,7 +52,7 @@ def limits(out: Path | None, *, as_json: bool) -> int:
     return EXIT_OK
 
 
-def text_of(limit: Any) -> str:
+def text_of(limit: Limit) -> str:
     """A line of text."""
     if limit.unit == "s":
         value = format_seconds(limit.value)

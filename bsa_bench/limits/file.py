@@ -18,8 +18,8 @@ from bsa_bench.static.measured import device_of
 _READS = "L2 reads"
 
 
-class Figures(BaseModel):
-    """One limit in a file."""
+class Limit(BaseModel):
+    """A figure: what, how much of which unit, and how it was come by."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,9 +38,9 @@ class Limits(BaseModel):
     device_name: str
     date: str
     packages: dict[str, str | None]
-    limits: list[Figures]
+    limits: list[Limit]
 
-    def of(self, name: str) -> list[Figures]:
+    def of(self, name: str) -> list[Limit]:
         """Those whose names begin so."""
         return [each for each in self.limits if each.name.startswith(name)]
 

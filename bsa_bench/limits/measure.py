@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
 import torch
 
 from bsa_bench.errors import BenchError
+from bsa_bench.limits.file import Limit
 from bsa_bench.limits.triton_limits import add_tiles, make_lists, read_tiles
 
 ROWS, WIDTH = 64, 128
@@ -21,20 +22,6 @@ class Clock(Protocol):
     """Times work on a device: seconds of one call, the mean over `times` of them in a row, caches left as they are."""
 
     def __call__(self, call: Callable[[], object], times: int) -> float: ...
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A figure: what, how much of which unit, and how it was come by."""
-
-    name: str
-    value: float
-    unit: str
-    detail: str
-
-    def as_dict(self) -> dict[str, str | float]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -106,14 +93,16 @@ def _copy(device: torch.device, clock: Clock, sizes: Sizes) -> Limit:
     target = torch.empty_like(source)
     seconds = _seconds(clock, lambda: target.copy_(source))
     moved = 2 * source.numel()
-    return Limit("HBM copy", moved / seconds, "B/s", f"{sizes.copy_mib:,} MiB by torch, read and written")
+    detail = f"{sizes.copy_mib:,} MiB by torch, read and written"
+    return Limit(name="HBM copy", value=moved / seconds, unit="B/s", detail=detail)
 
 
 def _matmul(device: torch.device, clock: Clock, sizes: Sizes) -> Limit:
     n = sizes.matmul
     a, b = (torch.randn(n, n, device=device).to(torch.bfloat16) for _ in range(2))
     seconds = _seconds(clock, lambda: a @ b)
-    return Limit("matrix product", 2 * n**3 / seconds, "FLOP/s", f"{n} x {n} x {n}, bf16, normal numbers, by torch")
+    detail = f"{n} x {n} x {n}, bf16, normal numbers, by torch"
+    return Limit(name="matrix product", value=2 * n**3 / seconds, unit="FLOP/s", detail=detail)
 
 
 def _reads(device: torch.device, clock: Clock, sizes: Sizes, mib: int, *, ascending: bool) -> Limit:
@@ -125,7 +114,8 @@ def _reads(device: torch.device, clock: Clock, sizes: Sizes, mib: int, *, ascend
     seconds = _seconds(clock, lambda: read_tiles(x, items))
     order = "ascending" if ascending else "random"
     detail = f"{mib} MiB, {items.shape[0]:,} lists of {length} tiles of 64 x 128 bf16, {order}"
-    return Limit(f"L2 reads, {mib} MiB, {order}", items.numel() * tile_bytes / seconds, "B/s", detail)
+    rate = items.numel() * tile_bytes / seconds
+    return Limit(name=f"L2 reads, {mib} MiB, {order}", value=rate, unit="B/s", detail=detail)
 
 
 def _additions(device: torch.device, clock: Clock, sizes: Sizes) -> Limit:
@@ -136,7 +126,7 @@ def _additions(device: torch.device, clock: Clock, sizes: Sizes) -> Limit:
     seconds = _seconds(clock, lambda: add_tiles(y, items))
     moved = items.numel() * ROWS * WIDTH * 4
     detail = f"{y.numel() * 4 // _MIB} MiB, {items.shape[0]:,} lists of {length} tiles of 64 x 128 fp32, random"
-    return Limit("fp32 additions to memory", moved / seconds, "B/s", detail)
+    return Limit(name="fp32 additions to memory", value=moved / seconds, unit="B/s", detail=detail)
 
 
 def _launches(device: torch.device, clock: Clock, sizes: Sizes) -> Iterator[Limit]:
@@ -144,11 +134,12 @@ def _launches(device: torch.device, clock: Clock, sizes: Sizes) -> Iterator[Limi
     x = torch.zeros(1, device=device)
     seconds = _seconds(clock, lambda: x.add_(1), sizes.launches)
     detail = f"{sizes.launches} additions of one number, one after another"
-    yield Limit("launch", seconds, "s", f"{detail}, by torch")
+    yield Limit(name="launch", value=seconds, unit="s", detail=f"{detail}, by torch")
     if device.type != "cuda":
         return
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(sizes.launches):
             x.add_(1)
-    yield Limit("launch in a graph", _seconds(clock, graph.replay) / sizes.launches, "s", f"{detail}, in a CUDA graph")
+    seconds = _seconds(clock, graph.replay) / sizes.launches
+    yield Limit(name="launch in a graph", value=seconds, unit="s", detail=f"{detail}, in a CUDA graph")

@@ -47,8 +47,9 @@ class Loop:
 
 @dataclass(frozen=True)
 class Flow:
-    """Blocks by address and the loops among those that can be reached; `has_unread_jumps` where a jump
-    is computed and the listing does not say where it may go.
+    """Blocks by address and the loops among those that can be reached.
+
+    `has_unread_jumps` where a jump is computed and the listing does not say where it may go.
     """
 
     blocks: tuple[Block, ...]
@@ -135,11 +136,8 @@ def _returns(sass: Sass, target: int | None, within: frozenset[int] = frozenset(
             if not _is_jump(each):
                 continue
             jumps = [sass.labels[label] for label in each.targets if label in sass.labels]
-            if (
-                each.name == "CALL"
-                and (not jumps or jumps[0] not in within)
-                and _returns(sass, next(iter(jumps), None), within)
-            ):
+            call = jumps[0] if jumps else None
+            if each.name == "CALL" and call not in within and _returns(sass, call, within):
                 continue
             if each.name not in _ENDS:
                 todo += jumps

@@ -26,12 +26,13 @@ class Crew:
     Attributes:
         warps: those of one partition that runs the loop.
         teams: partitions that run it, each a copy of its own; one where warps are not specialised.
-        loops: the TTGIR loops of a trip: the main one, and those of partitions that load for it.
+        loops: the TTGIR loops of a trip: the main one (None where it is no loop there), and those of partitions
+            that load for it.
     """
 
     warps: int
     teams: int
-    loops: tuple[int, ...]
+    loops: tuple[int | None, ...]
 
     @property
     def all_warps(self) -> int:
@@ -130,7 +131,7 @@ def read(compiled: Compiled) -> Reading:
     index = _same_loop(main, ttgir) if main else None
     crew = _crew(ttgir, index, record.num_warps)
     dots = tuple(dot for dot in ttgir.dots if main and dot.loop == index)
-    accesses = tuple(access for access in ttgir.accesses if main and access.loop in (crew.loops or (index,)))
+    accesses = tuple(access for access in ttgir.accesses if main and access.loop in crew.loops)
     arch = ARCHITECTURES[compiled.arch]
     return Reading(
         compiled=compiled,
@@ -187,7 +188,7 @@ def _same_loop(main: Region, ttgir: Ttgir) -> int | None:
 
 def _crew(ttgir: Ttgir, index: int | None, num_warps: int) -> Crew:
     if index is None:
-        return Crew(num_warps, 1, ())
+        return Crew(num_warps, 1, (None,))
     partition = ttgir.loops[index].partition
     if partition is None:
         return Crew(num_warps, 1, (index,))

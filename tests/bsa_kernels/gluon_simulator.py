@@ -221,9 +221,12 @@ class Wgmma:
     @property
     def result(self):
         """The product as a tensor, once it has been waited for."""
-        return self._issued if self.is_done else self.missing
+        return self._issued if self.is_done else self._used()
 
     def __getattr__(self, name):
+        self._used()
+
+    def _used(self):
         raise SimulationError("the result of a product is used that has not been waited for")
 
 

@@ -33,7 +33,7 @@ from bsa_kernels.block_sparse.tables import KernelTables, Layout
 from bsa_kernels.block_sparse.triton_attend import LOG2_E
 from bsa_kernels.grid import BlockGrid
 
-# Renamed in Triton 3.7.
+# Triton 3.6 has the second name.
 tma_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 
 _SHIFT = gl.constexpr(ACTIVITY_SHIFT)
@@ -418,6 +418,4 @@ def _describe(x: Tensor, layout: Layout) -> TensorDescriptor:
 
 
 def _is_aligned(x: Tensor) -> bool:
-    return all(step * x.element_size() % 16 == 0 for step in (x.storage_offset(), *x.stride()[:3])) and (
-        x.data_ptr() % 16 == 0
-    )
+    return x.data_ptr() % 16 == 0 and all(step * x.element_size() % 16 == 0 for step in x.stride()[:3])
