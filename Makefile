@@ -1,5 +1,6 @@
 # make bench   measure this machine with the suite "quick" and write a report
-# make test    run the whole test suite
+# make test    run the whole test suite, a process a core
+# make quick-test   run what is quick of it, from every folder, while working
 # make check   lint, format, types, layers
 # The environment is .venv, made once and kept until pyproject.toml changes.
 
@@ -8,14 +9,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUITE ?= quick
 
-.PHONY: bench test check format clean
+.PHONY: bench test quick-test check format clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed
 	$(BIN)/bsa-bench run --suite $(SUITE) $(ARGS)
 
+# Python may write its files: pytest keeps the tests there as it has rewritten them. Named tests need not be of every folder.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist worksteal $(if $(ARGS),,--every-folder)
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+quick-test: $(VENV)/.installed-dev
+	$(PYTEST) --quick $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -8,13 +8,15 @@ and `reason` says why: never 0, -1 or infinity.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
-from bsa_bench.workload import Triple, Workload, short_digest
+from bsa_bench.workload import Workload, short_digest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+IDENTITY_VERSION = 1
+"""Of `Case.case_hash`; raised only where a case of the same words means another measurement."""
 IMPLEMENTATION = r"[a-z0-9-]+@[a-z0-9-]+(:[a-z0-9-]+(\+[a-z0-9-]+)*)?"
 """`method@engine`, or `method@engine:form+form`."""
 PassName = Literal["forward", "backward", "forward+backward"]
@@ -37,6 +39,7 @@ class Status(StrEnum):
     SKIPPED_OOM = "SKIPPED_OOM"
     UNSUPPORTED = "UNSUPPORTED"
     VERIFIED_ONLY = "VERIFIED_ONLY"
+    COUNTED = "COUNTED"
     FELL_BACK = "FELL_BACK"
     TIMEOUT = "TIMEOUT"
     CRASHED = "CRASHED"
@@ -46,6 +49,11 @@ class Status(StrEnum):
     def is_final(self) -> bool:
         """Whether `--resume` leaves the case alone."""
         return self is not Status.NOT_MEASURED
+
+    @property
+    def is_success(self) -> bool:
+        """Whether all that can be learnt from the case here was learnt, and was correct."""
+        return self in {Status.OK, Status.VERIFIED_ONLY, Status.COUNTED}
 
     @property
     def is_failure(self) -> bool:
@@ -65,6 +73,7 @@ STATUS_MEANING: dict[Status, str] = {
     Status.SKIPPED_OOM: "not started: the predicted memory does not fit",
     Status.UNSUPPORTED: "this implementation cannot run this case here",
     Status.VERIFIED_ONLY: "checked against the oracle by Triton's interpreter, which says nothing of speed",
+    Status.COUNTED: "verified; it simulates hardware, so its counters are stored and it has no latency",
     Status.FELL_BACK: "the backend asked for was not the one that ran",
     Status.TIMEOUT: "ended by the time limit of a case",
     Status.CRASHED: "the worker process died or raised",
@@ -83,28 +92,47 @@ class PaperClaim(Line):
     source: str
 
 
-class BsaOptions(Line):
-    """The options of the method `bsa`; meanings in `bsa_kernels.bsa_attention`."""
+class Claims(Line):
+    """What a method says of itself: facts that reports print, and that decide what is compared with what.
 
-    block: Triple = (4, 4, 4)
-    query_block: Triple | None = None
-    query_keep: Annotated[float, Field(gt=0, le=1)] = 0.5
-    kv_density: Annotated[float, Field(gt=0, le=1)] = 0.1
-    query_rule: Literal["window", "block", "flat_half", "central_mean"] = "window"
-    kv_rule: Literal["statistical", "topk", "mass", "softmax_stat"] = "statistical"
-    fill: Literal["nearest", "similar", "flat", "zero"] = "nearest"
+    Args:
+        is_dense: it is dense attention, so that others are compared with it.
+        trains: it has a backward.
+        causal: a query sees no later key; then it is compared with causal dense attention.
+        adapted: run otherwise than its authors do, a causal method bidirectionally, say.
+        approximates_dense: its output is meant to be dense attention's; else no error against that is shown.
+        timed: its time means something; else it is verified and counted.
+        source: where its facts come from.
+    """
+
+    is_dense: bool = False
+    trains: bool = True
+    causal: bool = False
+    adapted: bool = False
+    approximates_dense: bool = True
+    timed: bool = True
+    source: str | None = None
 
 
 class Case(Line):
-    """One thing to measure: workload x implementation x pass. `options` is null for `full`."""
+    """One thing to measure: workload x implementation x pass.
+
+    `options` are the method's own, and `label` its own short name of them, empty where it has none; `claims` are what
+    it says of itself. Whoever reads a stored case needs nothing of the method besides.
+    """
 
     suite: str
     workload: Workload
     implementation: Annotated[str, Field(pattern=f"^{IMPLEMENTATION}$")]
     passes: PassName
-    options: BsaOptions | None = None
+    options: dict[str, JsonValue] = {}
+    label: str = ""
+    claims: Claims = Claims()
     variant: str | None = None
     paper: PaperClaim | None = None
+
+    def __hash__(self) -> int:
+        return hash((self.case_hash, self.suite, self.variant))
 
     @property
     def method(self) -> str:
@@ -124,24 +152,20 @@ class Case(Line):
     @property
     def group(self) -> str:
         """Digest of all but the pass: cases of one group share a worker process, inputs and verification."""
-        return short_digest([self.workload.model_dump(mode="json"), self.implementation, self._options()])
+        return short_digest([self.workload.model_dump(mode="json"), self.implementation, self.options or None])
 
     @property
     def case_hash(self) -> str:
         """Digest of what is measured, whatever suite asked for it: the resume key."""
-        return short_digest([SCHEMA_VERSION, self.group, self.passes])
+        return short_digest([IDENTITY_VERSION, self.group, self.passes])
 
     @property
     def case_id(self) -> str:
-        """A readable slug: `bsa@gather/16x32x32/2x64-float32/video:bikes/d0.1-k0.5/forward`."""
-        w = self.workload
-        method = f"d{self.options.kv_density:g}-k{self.options.query_keep:g}/" if self.options else ""
-        shape = f"b{w.batch}-" * (w.batch != 1) + f"{w.heads}x{w.head_dim}-{w.dtype}"
-        grid = "x".join(map(str, w.token_grid))
-        return f"{self.implementation}/{grid}/{shape}/{w.input.label}/{method}{self.passes}"
+        """A readable name, of two measurements never the same.
 
-    def _options(self) -> dict[str, object] | None:
-        return self.options.model_dump(mode="json") if self.options else None
+        `bsa@gather/61x512x512px-16x32x32/cpu-2x64-2x64-float32/video:bikes/d0.1-k0.5/forward`
+        """
+        return "/".join([self.implementation, *self.workload.slugs, *([self.label] if self.label else []), self.passes])
 
 
 class Timing(Line):
@@ -197,20 +221,22 @@ class Memory(Line):
 
 
 class Work(Line):
-    """Work counts of the pass. `nominal`: unmasked pairs. `executed`: what the engine's tiles compute.
+    """Work counts of the pass. `nominal`: the pairs that the method asks for. `executed`: what was really multiplied.
 
-    `sparsity_nominal` is what was asked for, 1 - query_keep * kv_density; `density_realised` comes from the plan in
-    use: pairs computed / all pairs. `ideal_speedup` is 1 / density_realised. `list_length_*` are of a query block's own
-    KV blocks; `list_mean` and `list_max` of the lists that the engine walks, which groups of query blocks may share;
-    `union_efficiency` is the share of these groups' work that their members asked for: 1 where nothing is shared.
+    `flops_dense_equiv` is of the dense attention that the case is compared with, causal for causal methods.
+    `sparsity_nominal` is what was asked for; `density_realised` what it came to: the method's work over dense
+    attention's, null where that means nothing (a recurrence). `ideal_speedup` is 1 / density_realised. Of block plans,
+    `list_length_*` are of a query block's own KV blocks; `list_mean` and `list_max` of the lists that the engine walks,
+    which groups of query blocks may share; `union_efficiency` is the share of these groups' work that their members
+    asked for: 1 where nothing is shared. `counters` are the method's own.
     """
 
     flops_executed: NonNegative | None = None
     flops_nominal: NonNegative
     flops_dense_equiv: NonNegative
     flops_selection: NonNegative
-    sparsity_nominal: NonNegative
-    density_realised: Annotated[float, Field(gt=0, le=1)]
+    sparsity_nominal: NonNegative | None = None
+    density_realised: Annotated[float, Field(gt=0)] | None = None
     kv_density_realised: Annotated[float, Field(gt=0, le=1)] | None = None
     query_keep_realised: Annotated[float, Field(gt=0, le=1)] | None = None
     row_imbalance: NonNegative | None = None
@@ -223,11 +249,12 @@ class Work(Line):
     list_max: NonNegativeInt | None = None
     num_dead_blocks: NonNegativeInt | None = None
     plan_digest: str | None = None
+    counters: dict[str, FiniteFloat] = {}
 
     @property
-    def ideal_speedup(self) -> float:
+    def ideal_speedup(self) -> float | None:
         """What the density alone would give over dense attention."""
-        return 1.0 / self.density_realised
+        return 1.0 / self.density_realised if self.density_realised else None
 
 
 class ErrorFigures(Line):
@@ -264,9 +291,9 @@ class Correctness(Line):
 
 
 class Result(Line):
-    """What became of one case."""
+    """What became of one case. One that contradicts itself is refused."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["result"] = "result"
     run_id: str
     seq: NonNegativeInt
@@ -288,6 +315,17 @@ class Result(Line):
     wall_s: NonNegative | None = None
     traceback: str | None = None
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.status is Status.OK and self.timing is None:
+            raise ValueError("status OK: expected a timing, got none")
+        if self.status is not Status.OK and self.timing is not None:
+            raise ValueError(f"status {self.status}: expected no timing, for only what is OK has one")
+        if self.correctness is not None and self.correctness.passed == (self.status is Status.WRONG):
+            verdict = "passed" if self.correctness.passed else "failed"
+            raise ValueError(f"status {self.status}: contradicts its verification, which {verdict}")
+        return self
+
 
 class Environment(Line):
     """Where a run was made. `hash` names what makes timings comparable; results point at it."""
@@ -308,7 +346,7 @@ class Environment(Line):
 class RunLine(Line):
     """The start (or a resumption) of a run."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["run"] = "run"
     run_id: str
     utc: str

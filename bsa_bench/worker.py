@@ -17,17 +17,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from bsa_bench.errors import InputError, UnsupportedError
-from bsa_bench.result import Case, Correctness, Result, Status, Work
+from bsa_bench.result import Case, Correctness, Result, Status
 from bsa_bench.run.estimate import VERIFIED_SCORES, is_interpreted
 from bsa_bench.run.job import EventPipe, Job, die_with_parent, read_job
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bsa_bench.engines.base import Engine
-    from bsa_bench.inputs import QKV
-    from bsa_bench.operator import Operator
-    from bsa_kernels import BlockPlan
+    from bsa_bench.contract import Engine, Method, MethodOptions
+    from bsa_bench.measure.passes import Subject
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -99,11 +95,11 @@ def _set_up_cpu(threads: int | None) -> int:
 class _Prepared:
     """What the cases of a group share."""
 
-    qkv: QKV
-    grad: Tensor | None
-    operator: Operator
+    method: Method
+    options: MethodOptions
+    subject: Subject
     correctness: Correctness
-    plan: BlockPlan | None
+    state: dict[str, Any]
     backend: str | None
     fell_back: str | None
     first_call_s: dict[str, float]
@@ -122,6 +118,9 @@ class _GroupRun:
         events.progress("starting")
         import torch
 
+        if not job.cases[0].claims.is_dense:
+            # torch loads it with the first call of a library's operator; no part of the first call that is timed.
+            import torch._dynamo
         self.torch = torch
         self.device = torch.device(job.device)
         if job.device == "cpu":
@@ -147,42 +146,44 @@ class _GroupRun:
             self._report(case, engine, **outcome)
 
     def _prepare(self, case: Case, engine: Engine) -> _Prepared:
-        from bsa_bench.catalog import build_operator
-        from bsa_bench.inputs import make_qkv, random_like_output
-        from bsa_bench.measure.passes import time_first_call
+        from bsa_bench.catalog import build_operator, load_method, options_of
+        from bsa_bench.inputs import draw_tensors, make_qkv, random_like_output
+        from bsa_bench.measure.passes import Subject, time_first_call
 
-        workload = case.workload
+        workload, method, options = case.workload, load_method(case.method), options_of(case)
         self.events.progress(f"making inputs ({workload.input.label})")
-        qkv = make_qkv(workload, device=self.job.device)
+        specs = method.tensors(workload, options)
+        qkv = make_qkv(workload, device=self.job.device).tensors
         needs_grad = any(c.passes != "forward" for c in self.job.cases)
-        grad = random_like_output(workload, self.job.device) if needs_grad else None
-        operator = build_operator(case, scale=self._scale(case))
+        subject = Subject(
+            operator=build_operator(case, scale=self._scale(case)),
+            tensors=qkv | draw_tensors(workload, specs, device=self.job.device),
+            trained=(*qkv, *(name for name, spec in specs.items() if spec.trains)),
+            grad=random_like_output(workload, self.job.device) if needs_grad else None,
+        )
         first_call_s: dict[str, float] = {}
-        if not engine.untimed(self.device):
+        if case.claims.timed and not engine.untimed(self.device):
             # Before verification, or that would be the first call.
             for each in self.job.cases:
                 self.events.progress(f"{each.passes}: first call")
-                needed = None if each.passes == "forward" else grad
-                first_call_s[each.passes] = time_first_call(operator, qkv.q, qkv.k, qkv.v, needed, each.passes)
+                first_call_s[each.passes] = time_first_call(subject, each.passes)
         self.events.progress("verifying")
-        correctness, plan = self._verify(case, operator, qkv, grad, seed=workload.input.seed)
-        backend, fell_back = self._resolved_backend(case, operator, qkv)
-        return _Prepared(qkv, grad, operator, correctness, plan, backend, fell_back, first_call_s)
+        correctness, state = self._verify(case, method, options, subject, seed=workload.input.seed)
+        backend, fell_back = self._resolved_backend(engine, subject)
+        return _Prepared(method, options, subject, correctness, state, backend, fell_back, first_call_s)
 
     def _verify(
-        self, case: Case, operator: Operator, qkv: QKV, grad: Tensor | None, *, seed: int
-    ) -> tuple[Correctness, BlockPlan | None]:
-        from bsa_bench.verify import verify
-        from bsa_kernels import BlockGrid
+        self, case: Case, method: Method, options: MethodOptions, subject: Subject, *, seed: int
+    ) -> tuple[Correctness, dict[str, Any]]:
+        from bsa_bench.verify import verify_case
 
-        block = case.options.block if case.options else (4, 4, 4)
-        return verify(
-            operator,
-            qkv.q,
-            qkv.k,
-            qkv.v,
-            grad,
-            grid=BlockGrid(case.workload.token_grid, block),
+        return verify_case(
+            case,
+            method,
+            subject.operator,
+            subject.tensors,
+            subject.grad,
+            options=options,
             scale=self._scale(case),
             seed=seed,
             max_scores=VERIFIED_SCORES[self.job.device],
@@ -194,38 +195,37 @@ class _GroupRun:
         from bsa_bench.measure.passes import pass_call, time_pass
         from bsa_bench.measure.sampling import PROTOCOLS
         from bsa_bench.measure.timer import make_timer
+        from bsa_bench.measure.work import work_of
 
         correctness = _of_pass(prepared.correctness, case)
         outcome: dict[str, Any] = {
             "correctness": correctness,
             "backend": prepared.backend,
-            "work": self._work(case, engine, prepared.plan),
+            "work": work_of(case, prepared.method, prepared.options, engine, prepared.state),
         }
         if not correctness.passed:
             return outcome | {"status": Status.WRONG, "reason": correctness.reason}
         if prepared.fell_back:
             return outcome | {"status": Status.FELL_BACK, "reason": prepared.fell_back}
+        if not case.claims.timed:
+            return outcome | {"status": Status.COUNTED}
         if reason := engine.untimed(self.device):
             return outcome | {"status": Status.VERIFIED_ONLY, "reason": reason}
-        protocol = PROTOCOLS[self.job.profile]
-        qkv, grad = prepared.qkv, None if case.passes == "forward" else prepared.grad
+        protocol, subject = PROTOCOLS[self.job.profile], prepared.subject
         self.events.progress(f"{case.passes}: timing")
         with DeviceWatch(self.job.device) as watch:
             timing = time_pass(
-                prepared.operator,
-                qkv.q,
-                qkv.k,
-                qkv.v,
-                grad,
+                subject,
                 which=case.passes,
                 timer=make_timer(self.device),
                 protocol=protocol,
                 first_call_s=prepared.first_call_s[case.passes],
             )
         self.events.progress(f"{case.passes}: memory")
+        inputs = [*subject.tensors.values(), *([] if case.passes == "forward" else [subject.grad])]
         memory = measure_memory(
-            pass_call(prepared.operator, qkv.q, qkv.k, qkv.v, grad, case.passes),
-            inputs_bytes=(3 + (grad is not None)) * case.workload.tensor_bytes,
+            pass_call(subject, case.passes),
+            inputs_bytes=sum(x.numel() * x.element_size() for x in inputs if x is not None),
             device=self.device,
         )
         if case.passes == "backward":
@@ -234,8 +234,9 @@ class _GroupRun:
         if protocol.verify_after:
             self.events.progress(f"{case.passes}: verifying again")
             # Shifted by a token: an engine that hands a remembered result back is found out.
-            fresh = replace(qkv, q=qkv.q.roll(1, 2), k=qkv.k.roll(1, 2), v=qkv.v.roll(1, 2))
-            after, _ = self._verify(case, prepared.operator, fresh, grad, seed=case.workload.input.seed + 1)
+            fresh = replace(subject, tensors={name: x.roll(1, 2) for name, x in subject.tensors.items()})
+            seed = case.workload.input.seed + 1
+            after, _ = self._verify(case, prepared.method, prepared.options, fresh, seed=seed)
             if not after.passed:
                 return outcome | {
                     "status": Status.WRONG,
@@ -245,30 +246,11 @@ class _GroupRun:
                 }
         return outcome | {"status": Status.OK}
 
-    def _work(self, case: Case, engine: Engine, plan: BlockPlan | None) -> Work:
-        from bsa_bench.measure.work import dense_work, plan_work
-
-        if plan is None or case.options is None:
-            return dense_work(case.workload, case.passes, backward_factor=engine.backward_factor)
-        head_dim, dtype = case.workload.head_dim, getattr(self.torch, case.workload.dtype)
-        list_members, work_members = (getattr(engine, name, None) for name in ("list_members", "work_members"))
-        return plan_work(
-            case.workload,
-            plan,
-            case.options,
-            case.passes,
-            executed_forward=engine.executed_flop(plan, head_dim),
-            backward_factor=engine.backward_factor,
-            list_members=list_members(plan, head_dim, dtype) if list_members else None,
-            work_members=work_members(plan, head_dim, dtype) if work_members else None,
-        )
-
-    def _resolved_backend(self, case: Case, operator: Operator, qkv: QKV) -> tuple[str | None, str | None]:
+    def _resolved_backend(self, engine: Engine, subject: Subject) -> tuple[str | None, str | None]:
         """Names of what ran in one profiled call, and why that is not what was asked for."""
-        from bsa_bench.catalog import load_engine
-
-        expected = load_engine(case.engine).expected_ops
-        ops, kernels = _profiled_names(lambda: operator.forward(qkv.q, qkv.k, qkv.v), cuda=qkv.q.is_cuda)
+        expected = engine.expected_ops
+        is_cuda = subject.tensors["q"].is_cuda
+        ops, kernels = _profiled_names(lambda: subject.operator.forward(subject.tensors), cuda=is_cuda)
         attention = sorted(op for op in ops if op.startswith("aten::_scaled_dot_product"))
         backend = ", ".join([*attention, *sorted(kernels)][:12]) or None
         if expected and not ops & set(expected):
@@ -276,12 +258,16 @@ class _GroupRun:
         return backend, None
 
     def _failure(self, error: Exception) -> dict[str, Any]:
-        if isinstance(error, UnsupportedError):
+        from bsa_kernels.block_engine import UnsupportedPlanError
+
+        if isinstance(error, (UnsupportedError, UnsupportedPlanError)):
             return {"status": Status.UNSUPPORTED, "reason": str(error)}
-        text = f"{type(error).__name__}: {error}".strip()
+        text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        # The stage of the operator that it came from.
+        text += "".join(f" ({note})" for note in getattr(error, "__notes__", []))
         if _is_out_of_memory(error, self.torch):
-            return {"status": Status.OOM, "reason": text.splitlines()[0], "traceback": traceback.format_exc()}
-        reason = str(error) if isinstance(error, InputError) else text.splitlines()[0]
+            return {"status": Status.OOM, "reason": text, "traceback": traceback.format_exc()}
+        reason = str(error) if isinstance(error, InputError) else text
         return {"status": Status.CRASHED, "reason": reason, "traceback": traceback.format_exc()}
 
     def _report(self, case: Case, engine: Engine, **outcome: Any) -> None:
@@ -318,12 +304,20 @@ def _of_pass(correctness: Correctness, case: Case) -> Correctness:
 def _profiled_names(call: Any, *, cuda: bool) -> tuple[set[str], set[str]]:
     """Names of the torch operators and of the GPU kernels of one call."""
     from torch.autograd import DeviceType  # type: ignore[attr-defined]  # public, but missing from __all__
-    from torch.profiler import ProfilerActivity, profile
 
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as profiler:
-        call()
-    events = profiler.events() or []
+    if cuda:
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            call()
+        events = profiler.events() or []
+    else:
+        # What the above is made of; it alone does not load torch's compiler, which takes 2 s.
+        from torch.autograd.profiler import profile as profile_cpu
+
+        with profile_cpu(use_kineto=True) as recorder:
+            call()
+        events = recorder.function_events or []
     kernels = {e.name for e in events if e.device_type == DeviceType.CUDA and not e.name.startswith(("Mem", "mem"))}
     return {e.name for e in events if e.device_type == DeviceType.CPU}, kernels
 

@@ -156,6 +156,11 @@ class Workload(_Frozen):
         """Tokens after each axis of the grid is padded to whole blocks."""
         return math.prod(math.ceil(g / b) * b for g, b in zip(self.token_grid, block, strict=True))
 
+    def dense_pairs(self, *, causal: bool = False) -> int:
+        """Pairs of a query and a key of dense attention, over all heads; causal: B*H*L*(L + 1)/2."""
+        length = self.num_tokens
+        return self.batch * self.heads * (length * (length + 1) // 2 if causal else length**2)
+
     @property
     def dense_flop(self) -> int:
         """Forward FLOP of dense attention, 4*B*H*D*L^2 (a multiply-add is 2; softmax not counted)."""
@@ -170,6 +175,28 @@ class Workload(_Frozen):
     def digest(self) -> str:
         """Short stable digest of everything that defines the workload, its input included."""
         return short_digest(self.model_dump(mode="json"))
+
+    @property
+    def slugs(self) -> tuple[str, str, str]:
+        """Length, shape and input as parts of a case's id: two workloads that differ have other ones.
+
+        `("61x512x512px-16x32x32", "cpu-2x64-2x64-float32", "video:bikes")`.
+        """
+        t, h, w = self.token_grid
+        source = (
+            f"{self.frames}x{self.height}x{self.width}px-" if self.frames else f"{self.tokens}-" if self.tokens else ""
+        )
+        length = f"{source}{t}x{h}x{w}"
+        shape = f"{self.model}-" * bool(self.model) + f"b{self.batch}-" * (self.batch != 1)
+        shape += f"{self.heads}x{self.head_dim}-{self.dtype}"
+        for name in ("vae", "patch"):
+            sides = getattr(self, name)
+            if sides != type(self).model_fields[name].default:
+                shape += f"-{name}{'x'.join(map(str, sides))}"
+        spec = self.input
+        # Files of one name lie in several folders.
+        where = f"~{short_digest(spec.path)[:6]}" if spec.path else ""
+        return length, shape, f"{spec.label}{where}" + f"-s{spec.seed}" * (spec.seed != 0)
 
     @property
     def label(self) -> str:

@@ -1,22 +1,88 @@
-"""What every test run needs: Triton's interpreter where there is no GPU, one thread, and the mark `gpu`."""
+"""What every test run needs: Triton's interpreter where there is no GPU, one thread, the mark `gpu`, quick runs."""
 
 import os
+from pathlib import Path
 
 import pytest
-import torch
 
-# Read when kernels are defined, so it must stand before the first import of one.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
-# Tensors are tiny: a second thread costs more than it gives, and far more on a busy machine.
-torch.set_num_threads(1)
+TESTS = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every-folder", action="store_true", help="fail unless in every folder of tests at least one test passed"
+    )
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="no test marked slow, of each parametrised one the first and the last case",
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One a core, as each loads torch at most 8; a GPU, its memory and its time are not shared."""
+    return 1 if any(Path("/dev").glob("nvidia[0-9]*")) else min(8, len(os.sched_getaffinity(0)))
+
+
+def pytest_configure(config):
+    is_worker = hasattr(config, "workerinput")
+    if config.getoption("every_folder") and not is_worker:
+        config.pluginmanager.register(EveryFolder(), "every-folder")
+    if config.getoption("numprocesses", None) and not is_worker:
+        return  # the workers of pytest-xdist run the tests; their parent needs no torch
+    import torch
+
+    # Read when kernels are defined, so it must stand before the first import of one.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+    # Tensors are tiny: a second thread costs more than it gives, and far more on a busy machine.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    import torch
+
+    if config.getoption("quick"):
+        chosen = quick(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
+
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU, and torch sees none")
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+def quick(items):
+    """The tests of a quick run, as a set."""
+    cases = {}
+    for item in items:
+        if "slow" not in item.keywords:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    return {item for each in cases.values() for item in (each[0], each[-1])}
+
+
+class EveryFolder:
+    """Fails a run that passes over a folder of tests: nothing collected, all deselected or all skipped."""
+
+    def __init__(self):
+        self.missing = {file.parent.relative_to(TESTS).as_posix() for file in TESTS.rglob("test_*.py")}
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" and report.passed:
+            path = TESTS.parent / report.nodeid.partition("::")[0]
+            self.missing.discard(path.parent.relative_to(TESTS).as_posix())
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session):
+        if self.missing and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if self.missing:
+            folders = ", ".join(sorted(f"tests/{name}" for name in self.missing))
+            terminalreporter.write_line(f"ERROR: no test passed in {folders}", red=True, bold=True)

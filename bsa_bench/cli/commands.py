@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from bsa_bench.catalog import FORMED, implementations
+from bsa_bench.catalog import FORMED, implementations, is_dense
 from bsa_bench.engines.forms import FORMS
 from bsa_bench.errors import EXIT_NOTHING_MEASURED, EXIT_OK, InputError, StoreError, UsageError
 from bsa_bench.run.job import DeviceKind
@@ -30,7 +30,7 @@ def doctor(results: Path, *, as_json: bool) -> int:
     found = probe(questions, device=None, threads=None)
     checks = {"results folder": _writable(results), "sample clips": _sample_clips()}
     usable = [name for name, reason in _forward(found).items() if reason is None]
-    ok = any(n.startswith("full@") for n in usable) and any(not n.startswith("full@") for n in usable)
+    ok = {True, False} <= {is_dense(name) for name in usable}
     if as_json:
         _print_json(
             {

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bsa_bench.catalog import check_implementations
+from bsa_bench.catalog import check_implementations, unsupported_case
 from bsa_bench.errors import EXIT_OK, UsageError
 from bsa_bench.inputs import check_input
 from bsa_bench.result import Case, Environment
 from bsa_bench.run import DeviceModel, RunOutcome, RunSettings, execute, make_progress, plan_run
 from bsa_bench.run.job import DeviceKind
-from bsa_bench.run.probe import Probe, probe, question_of
+from bsa_bench.run.probe import probe, question_of
 from bsa_bench.store.writer import RunWriter, check_writable, default_run_id, latest_run
 from bsa_bench.suite import Suite, load_suite, override
 from bsa_bench.units import format_bytes, format_flop, format_seconds, parse_duration
@@ -81,15 +81,17 @@ def run_suite(request: RunRequest) -> int:
         priority=suite.priority,
         allow_other_environment=request.allow_other_environment,
     )
+
+    def unavailable(case: Case) -> str | None:
+        return unsupported_case(case) or found.unavailable(case)
+
     if request.dry_run:
-        return _dry_run(cases, suite, settings, found, as_json=request.as_json)
+        return _dry_run(cases, suite, settings, unavailable, as_json=request.as_json)
     progress = make_progress(plain=request.plain or request.as_json)
     with _open_writer(request, suite) as writer:
         for dropped in suite.dropped:
             progress.note(f"left out: {dropped}")
-        outcome = execute(
-            cases, settings, found.environment, unavailable=found.unavailable, writer=writer, progress=progress
-        )
+        outcome = execute(cases, settings, found.environment, unavailable=unavailable, writer=writer, progress=progress)
         folder = writer.folder
     return _finish(request, folder, outcome)
 
@@ -155,13 +157,20 @@ def _open_writer(request: RunRequest, suite: Suite) -> RunWriter:
     return RunWriter.resume(request.results, latest.name)
 
 
-def _dry_run(cases: list[Case], suite: Suite, settings: RunSettings, found: Probe, *, as_json: bool) -> int:
+def _dry_run(
+    cases: list[Case],
+    suite: Suite,
+    settings: RunSettings,
+    unavailable: Callable[[Case], str | None],
+    *,
+    as_json: bool,
+) -> int:
     """Print what a run would do."""
     rows = plan_run(
         cases,
         device=settings.device,
         profile=settings.profile,
-        unavailable=found.unavailable,
+        unavailable=unavailable,
         informative_first=settings.budget_s is not None,
         priority=settings.priority,
     )

@@ -22,8 +22,8 @@ from bsa_bench.tune.process import WORKER_COMMAND, Worker
 from bsa_bench.tune.search import Outcome, Search, search
 from bsa_bench.tune.table import format_table
 from bsa_bench.units import format_seconds, parse_duration, three_digits
-from bsa_kernels.block_sparse.configurations import KEPT_ROWS
 from bsa_kernels.block_sparse.tile_table import ENVIRONMENT, Entry, table_in_force
+from bsa_kernels.configurations import KEPT_ROWS
 
 HEAD_DIMS = (64, 128)
 MIN_TOKENS = 1024

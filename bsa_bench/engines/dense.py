@@ -5,40 +5,56 @@ Pinned means that the backend asked for runs or the call raises; the worker chec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-if TYPE_CHECKING:
-    from bsa_kernels import BlockPlan
+from bsa_bench.contract import CAUSAL_DENSE, DENSE, by_pass
+from bsa_bench.result import PassName
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
-class _DenseOnly:
-    """The part that all engines without block plans share: saying so."""
+#: Matrix products over all pairs: scores and output forward; backward, these scores again and four gradients.
+_FORWARD_PRODUCTS = 2
+_BACKWARD_PRODUCTS = 5
 
-    runs_plans = False
-    backward_factor = 2.5
+
+class _DenseOnly:
+    """The part that all engines without block plans share."""
+
+    offers = frozenset({DENSE, CAUSAL_DENSE})
     expected_ops: tuple[str, ...] = ()
+    backward_products = _BACKWARD_PRODUCTS
+    #: Whether the pairs that a causal mask hides are computed all the same.
+    computes_hidden = False
 
     def untimed(self, device: torch.device) -> str | None:  # noqa: ARG002
+        """Return None: its time means something wherever it runs."""
         return None
 
-    def prepare(self, plan: BlockPlan) -> Any:
-        raise NotImplementedError("a dense engine runs no plans")
+    def executed_flop(self, contract: str, state: Mapping[str, Any], which: PassName) -> float:
+        """Whole products over all pairs; over half of them where the mask is causal and its tiles are left out."""
+        return dense_flop(
+            state["q"],
+            which,
+            backward_products=self.backward_products,
+            causal=contract == CAUSAL_DENSE and not self.computes_hidden,
+        )
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, prepared: Any, *, scale: float) -> Tensor:
-        raise NotImplementedError("a dense engine runs no plans")
 
-    def executed_flop(self, plan: BlockPlan, head_dim: int) -> float:
-        raise NotImplementedError("a dense engine runs no plans")
+def dense_flop(q: Tensor, which: PassName, *, backward_products: int, causal: bool = False) -> float:
+    """FLOP of a pass of dense attention over q [B, H, L, D]; causal: over the L (L + 1) / 2 pairs that are seen."""
+    b, h, length, d = q.shape
+    product = 2.0 * b * h * d * (length * (length + 1) // 2 if causal else length**2)
+    return by_pass(_FORWARD_PRODUCTS * product, backward_products * product, which)
 
 
 @dataclass(frozen=True)
@@ -48,8 +64,9 @@ class Sdpa(_DenseOnly):
     name: str
     backend: SDPBackend
     expected_ops: tuple[str, ...]
-    backward_factor: float = 2.5
     on_cpu: str | None = None
+    backward_products: int = _BACKWARD_PRODUCTS
+    computes_hidden: bool = False
 
     def version(self) -> str:
         """Torch's version; cuDNN's with it where that computes."""
@@ -71,10 +88,10 @@ class Sdpa(_DenseOnly):
             )
         return None
 
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False) -> Tensor:
         """Run the pinned backend, or raise."""
         with sdpa_kernel(self.backend):
-            return functional.scaled_dot_product_attention(q, k, v, scale=scale)
+            return functional.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=causal)
 
 
 class FlashAttn(_DenseOnly):
@@ -96,11 +113,12 @@ class FlashAttn(_DenseOnly):
             return f"flash-attn takes float16 and bfloat16, not {dtype}; set dtype=bfloat16."
         return f"flash-attn takes head sizes up to 256, not {head_dim}; use sdpa-math." if head_dim > 256 else None
 
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False) -> Tensor:
         """`flash_attn_func` on [B, L, H, D] views."""
         from flash_attn import flash_attn_func
 
-        out = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale)
+        views = (x.transpose(1, 2) for x in (q, k, v))
+        out = flash_attn_func(*views, softmax_scale=scale, **({"causal": True} if causal else {}))
         return out.transpose(1, 2)
 
 
@@ -128,11 +146,13 @@ class XFormers(_DenseOnly):
             return f"xFormers refuses {dtype} with head size {head_dim} here: {str(error).splitlines()[0]}"
         return None
 
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False) -> Tensor:
         """`memory_efficient_attention` on [B, L, H, D] views."""
-        from xformers.ops import memory_efficient_attention
+        from xformers import ops
 
-        out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale)
+        options = {"attn_bias": ops.LowerTriangularMask()} if causal else {}
+        views = (x.transpose(1, 2) for x in (q, k, v))
+        out = ops.memory_efficient_attention(*views, scale=scale, **options)
         return out.transpose(1, 2)
 
 
@@ -143,7 +163,14 @@ def _installed(package: str) -> str | None:
         return None
 
 
-SDPA_MATH = Sdpa("sdpa-math", SDPBackend.MATH, ("aten::_scaled_dot_product_attention_math",), backward_factor=2.0)
+# It keeps the weights, so that its backward multiplies nothing again, and it computes what a mask hides.
+SDPA_MATH = Sdpa(
+    "sdpa-math",
+    SDPBackend.MATH,
+    ("aten::_scaled_dot_product_attention_math",),
+    backward_products=4,
+    computes_hidden=True,
+)
 SDPA_FLASH = Sdpa(
     "sdpa-flash",
     SDPBackend.FLASH_ATTENTION,

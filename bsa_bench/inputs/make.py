@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from bsa_bench.workload import Workload
 if TYPE_CHECKING:
     import torch
 
+    from bsa_bench.contract import TensorSpec
+
 
 @dataclass(frozen=True)
 class QKV:
@@ -25,6 +28,11 @@ class QKV:
     k: torch.Tensor
     v: torch.Tensor
     description: str
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """q, k and v by name."""
+        return {"q": self.q, "k": self.k, "v": self.v}
 
 
 def check_input(workload: Workload) -> None:
@@ -74,6 +82,27 @@ def random_like_output(workload: Workload, device: str) -> torch.Tensor:
     out = _empty(workload, dtype=getattr(torch, workload.dtype), device=device)
     write_gaussian(out, seed=workload.input.seed, name="dO")
     return out
+
+
+def draw_tensors(workload: Workload, specs: Mapping[str, TensorSpec], *, device: str) -> dict[str, torch.Tensor]:
+    """Draw what a method reads beside q, k and v, from the input's seed and each tensor's name.
+
+    Axes `BHLD` give [B, H, L, D], `BHL` [B, H, L]; in the workload's dtype.
+    """
+    import torch
+
+    found = {}
+    for name, spec in specs.items():
+        shape = (workload.batch, workload.heads, workload.num_tokens)
+        wide = torch.empty(*shape, workload.head_dim if spec.axes == "BHLD" else 1, dtype=torch.float32)
+        write_gaussian(wide, seed=workload.input.seed, name=name)
+        if spec.draw == "sigmoid":
+            wide.sigmoid_()
+        elif spec.draw == "log-decay":
+            wide.exp_().mul_(-0.1)
+        drawn = wide if spec.axes == "BHLD" else wide.squeeze(-1)
+        found[name] = drawn.to(device=device, dtype=getattr(torch, workload.dtype))
+    return found
 
 
 def _write_smooth(workload: Workload, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:

@@ -1,1 +1,1 @@
-"""What is attended: a method turns an engine and options into an operator of named stages."""
+"""What is attended: a method's options, claims, operator and definition. None loads torch when it is imported."""

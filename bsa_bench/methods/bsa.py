@@ -1,104 +1,74 @@
-"""Bidirectional Sparse Attention as stages: permute, select, plan, attend, fill."""
+"""Bidirectional Sparse Attention: few query rows of each block, few KV blocks each, the rest filled by copies."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from bsa_bench.operator import Operator, Stage
-from bsa_kernels.bsa import stages
-from bsa_kernels.bsa.fused import FusedSelection
-from bsa_kernels.bsa.options import BsaOptions as KernelOptions
+from pydantic import Field
+
+from bsa_bench.block_method import BlockMethod, block_cost, num_blocks
+from bsa_bench.contract import Cost, MethodOptions
+from bsa_bench.result import Claims
+from bsa_bench.workload import Triple, Workload
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bsa_bench.engines.base import Engine
-    from bsa_bench.result import BsaOptions
-    from bsa_kernels import BlockPlan
+    from bsa_bench.contract import BlockEngine
+    from bsa_kernels.operator import Operator
 
 
-def build(engine: Engine, grid: tuple[int, int, int], options: BsaOptions | None, *, scale: float) -> Operator:
-    """The operator that `bsa_kernels.bsa_attention` runs in a row, on any engine that runs plans."""
-    assert options is not None
-    kernel_options = KernelOptions(grid=grid, **options.model_dump())
+class BsaOptions(MethodOptions):
+    """The options of the method `bsa`; meanings in `bsa_kernels.bsa_attention`."""
 
-    if getattr(engine, "is_fused", False):
-        return _fused(cast("FusedEngine", engine), kernel_options, scale)
+    SHORT: ClassVar[dict[str, str]] = {"kv_density": "d", "query_keep": "k"}
 
-    def plan(selection: stages.Selection) -> tuple[BlockPlan, object]:
-        made = stages.build_plan(selection, kernel_options)
-        return made, engine.prepare(made)
+    block: Triple = (4, 4, 4)
+    query_block: Triple | None = None
+    query_keep: Annotated[float, Field(gt=0, le=1)] = 0.5
+    kv_density: Annotated[float, Field(gt=0, le=1)] = 0.1
+    query_rule: Literal["window", "block", "flat_half", "central_mean"] = "window"
+    kv_rule: Literal["statistical", "topk", "mass", "softmax_stat"] = "statistical"
+    fill: Literal["nearest", "similar", "flat", "zero"] = "nearest"
 
-    def permute(q, k, v):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        tiles = stages.permute(q, k, v, kernel_options)
-        return tiles.q, tiles.k, tiles.v
 
-    return Operator(
-        (
-            Stage("permute", ("q", "k", "v"), ("q_tiles", "k_tiles", "v_tiles"), permute),
-            Stage(
-                "select",
-                ("q_tiles", "k_tiles"),
-                ("selection",),
-                lambda q, k: (stages.select(q, k, kernel_options, scale=scale),),
-                differentiable=False,
-            ),
-            Stage("plan", ("selection",), ("plan", "prepared"), plan, differentiable=False),
-            Stage(
-                "attend",
-                ("q_tiles", "k_tiles", "v_tiles", "plan", "prepared"),
-                ("o_kept",),
-                lambda q, k, v, made, prepared: (engine.attend(q, k, v, made, prepared, scale=scale),),
-            ),
-            Stage("fill", ("o_kept", "plan"), ("o",), lambda o_kept, made: (made.fill_output(o_kept),)),
+class Bsa(BlockMethod):
+    """As `bsa_kernels.bsa_attention` runs it; see docs/methods/bsa.md."""
+
+    name = "bsa"
+    Options = BsaOptions
+
+    def claims(self, options: BsaOptions) -> Claims:  # noqa: ARG002
+        """Trains, and approximates dense attention."""
+        return Claims(source="arXiv 2509.01085; what it leaves open is decided in docs/methods/bsa.md")
+
+    def operator(self, workload: Workload, options: BsaOptions, engine: BlockEngine, *, scale: float) -> Operator:
+        """The stages that `bsa_attention` runs in a row."""
+        from bsa_kernels.methods.bsa.options import BsaOptions as KernelOptions
+        from bsa_kernels.methods.bsa.pipeline import bsa_operator
+
+        return bsa_operator(KernelOptions(grid=workload.token_grid, **options.model_dump()), engine, scale=scale)
+
+    def expected_sparsity(self, workload: Workload, options: BsaOptions) -> float:  # noqa: ARG002
+        """By the shares that the options ask for."""
+        return 1 - options.query_keep * options.kv_density
+
+    def selection_flop(self, workload: Workload, options: BsaOptions) -> float:
+        """Similarity of queries, pooling, block scores and their statistics."""
+        w = workload
+        rows = w.batch * w.heads * w.head_dim * w.num_tokens
+        similarity = 6 * rows if options.query_keep < 1 else 0
+        scores = w.batch * w.heads * num_blocks(w, options.query_block or options.block) * num_blocks(w, options.block)
+        return similarity + rows * (1 + options.query_keep) + scores * (2 * w.head_dim + 5)
+
+    def expected(self, workload: Workload, options: BsaOptions) -> Cost:
+        """By the shares that the options ask for."""
+        return block_cost(
+            workload,
+            density=options.query_keep * options.kv_density,
+            block=options.block,
+            query_block=options.query_block,
+            kv_density=options.kv_density,
+            selection_flop=self.selection_flop(workload, options),
         )
-    )
 
 
-class FusedEngine(Protocol):
-    """What an engine with `is_fused` has besides."""
-
-    is_tiled: bool
-
-    def prepare_tokens(self, plan: BlockPlan, q: Tensor) -> Any:
-        """Derive what it needs from a plan, for q, k and v like q."""
-
-    def attend_tokens(self, q: Tensor, k: Tensor, v: Tensor, prepared: Any, *, scale: float) -> Tensor:
-        """The filled output, like q."""
-
-
-def _fused(engine: FusedEngine, options: KernelOptions, scale: float) -> Operator:
-    """Select, plan, attend where the tokens are; tile-major ones are made and restored by stages of their own."""
-    q_grid, kv_grid = stages.grids(options)
-    is_tiled = engine.is_tiled
-    names = ("q_tiles", "k_tiles", "v_tiles") if is_tiled else ("q", "k", "v")
-
-    def plan(selection: stages.Selection | FusedSelection, q: Tensor) -> tuple[BlockPlan, object]:
-        made = stages.build_plan(selection, options)
-        return made, engine.prepare_tokens(made, q)
-
-    middle = (
-        Stage(
-            "select",
-            names[:2],
-            ("selection",),
-            lambda q, k: (stages.select_tokens(q, k, options, scale=scale, is_tiled=is_tiled),),
-            differentiable=False,
-        ),
-        Stage("plan", ("selection", names[0]), ("plan", "prepared"), plan, differentiable=False),
-        Stage(
-            "attend",
-            (*names, "prepared"),
-            ("o_tiles" if is_tiled else "o",),
-            lambda q, k, v, prepared: (engine.attend_tokens(q, k, v, prepared, scale=scale),),
-        ),
-    )
-    if not is_tiled:
-        return Operator(middle)
-    permute = Stage(
-        "permute",
-        ("q", "k", "v"),
-        names,
-        lambda q, k, v: (q_grid.permute(q), kv_grid.permute(k), kv_grid.permute(v)),
-    )
-    return Operator((permute, *middle, Stage("restore", ("o_tiles",), ("o",), lambda o: (q_grid.restore(o),))))
+BSA = Bsa()

@@ -11,7 +11,7 @@ from bsa_bench.errors import StoreError
 from bsa_bench.report import tables
 from bsa_bench.report.findings import findings, groups
 from bsa_bench.report.kit import Plot
-from bsa_bench.report.labels import Labels, timer_label
+from bsa_bench.report.labels import Labels, counter_lines, timer_label, workload_label
 from bsa_bench.report.plots import draw_plots
 from bsa_bench.result import Status
 from bsa_bench.store.derive import Row, derive
@@ -25,7 +25,7 @@ NOTES = """\
   flushes the L2 by its queried size before each sample; `warm` does nothing. A ratio never mixes two timers or caches.
 - **Speed-up**: median of the fastest correct dense row of the same workload and pass, over the median of the row. Its
   range divides the far ends of the two intervals, so it is wider than a paired interval would be.
-- **Ideal**: 1 / realised density, which comes from the plan in use. **Achieved** is speed-up / ideal.
+- **Ideal**: 1 / realised density, the method's work over dense attention's. **Achieved** is speed-up / ideal.
 - **Attend only**, **attend + select**: sums of those phases, timed in a pass of their own; the ratio divides the whole
   of the fastest dense row by them. The headline is the whole operator, selection, permutation and fill included.
 - **TFLOP/s exec**: FLOP of the tiles that the engine visits, padding included, over the median. A multiply-add is 2;
@@ -83,6 +83,7 @@ def _markdown(run: Run, rows: Sequence[Row], labels: Labels, plots: Sequence[Plo
         ("Plots", _plot_lines(plots, rows)),
         ("Measured cases", _case_lines(rows, labels)),
         ("Phases", tables.phase_table(rows, labels)),
+        ("Counters", _counter_lines(rows, labels)),
         ("Beside the paper", _paper_lines(rows, labels)),
         ("Environment", tables.environment_table(run)),
         ("How to read it", [*_status_lines(rows), NOTES]),
@@ -125,7 +126,7 @@ def _case_lines(rows: Sequence[Row], labels: Labels) -> list[str]:
     for (digest, _), group in groups(rows).items():
         by_workload.setdefault(digest, []).append(group)
     for passes in by_workload.values():
-        lines += ["", f"### {passes[0][0].result.case.workload.label}"]
+        lines += ["", f"### {workload_label(passes[0][0].result.case)}"]
         for group in passes:
             timers = timer_label(group)
             lines += ["", f"**{group[0].result.case.passes}**{f' ({timers})' if timers else ''}", ""]
@@ -137,6 +138,12 @@ def _case_lines(rows: Sequence[Row], labels: Labels) -> list[str]:
         walked = tables.list_lines([row for group in passes for row in group], labels)
         lines += ["", "**Lists that are walked**", "", *walked] if walked else []
     return lines
+
+
+def _counter_lines(rows: Sequence[Row], labels: Labels) -> list[str]:
+    lines = counter_lines(rows, labels)
+    text = "Of methods that simulate hardware: verified, and counted. They have no latency, and none is implied."
+    return [text, "", *(f"- {line}" for line in lines)] if lines else []
 
 
 def _paper_lines(rows: Sequence[Row], labels: Labels) -> list[str]:

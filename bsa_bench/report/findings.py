@@ -58,25 +58,34 @@ def is_unavailable(run: Run, result: Result) -> bool:
 
 
 def groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Rows by (workload digest, pass): shape by shape, shorter lengths and simpler passes first."""
+    """Rows that are compared with each other, by workload (causal attention by itself) and pass.
+
+    Shape by shape, bidirectional attention, shorter lengths and simpler passes first.
+    """
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        found.setdefault((row.result.case.workload.digest, row.result.case.passes), []).append(row)
+        case = row.result.case
+        found.setdefault((f"{case.workload.digest}{' causal' * case.claims.causal}", case.passes), []).append(row)
     first_seen: dict[str, int] = {}
     for index, row in enumerate(r for group in found.values() for r in group):
         first_seen.setdefault(scope(row.result.case.workload), index)
 
-    def order(key: tuple[str, str]) -> tuple[int, int, str, int]:
+    def order(key: tuple[str, str]) -> tuple[int, int, bool, str, int]:
         row = found[key][0]
         shape = first_seen[scope(row.result.case.workload)]
-        return (shape, row.num_tokens, key[0], PASSES.index(row.result.case.passes))
+        case = row.result.case
+        return (shape, row.num_tokens, case.claims.causal, key[0], PASSES.index(case.passes))
 
     return {key: found[key] for key in sorted(found, key=order)}
 
 
 def fastest(rows: Iterable[Row]) -> Row | None:
-    """The fastest row that is correct."""
-    timed = [(row.whole.median, i, row) for i, row in enumerate(rows) if row.is_correct and row.whole]
+    """The fastest correct row of what stands for dense attention, more or less exactly."""
+    timed = [
+        (row.whole.median, i, row)
+        for i, row in enumerate(rows)
+        if row.is_correct and row.whole and row.result.case.claims.approximates_dense
+    ]
     return min(timed)[2] if timed else None
 
 
@@ -89,10 +98,10 @@ def _listed(bullets: Sequence[str]) -> list[str]:
 
 def _longest(correct: Sequence[Row]) -> list[list[Row]]:
     """For each shape and pass, the rows of its longest workload."""
-    last: dict[tuple[str, str], list[Row]] = {}
+    last: dict[tuple[str, str, bool], list[Row]] = {}
     for rows in groups(correct).values():
         case = rows[0].result.case
-        last[scope(case.workload), case.passes] = rows
+        last[scope(case.workload), case.passes, case.claims.causal] = rows
     return list(last.values())
 
 
@@ -100,7 +109,8 @@ def _fastest(correct: Sequence[Row], labels: Labels) -> list[str]:
     bullets = []
     for rows in _longest(correct):
         best = fastest(rows)
-        assert best is not None
+        if best is None:
+            continue
         case = best.result.case
         where = f"{case.passes}, {case.workload.num_tokens:,} tokens ({shape_label(case.workload)})"
         text = f"{where}: **`{labels.of(case)}`**, {latency_text(best.whole)}"
@@ -173,7 +183,7 @@ def _break_even_density(found: BreakEven, labels: Labels) -> str:
     row = found.rows[0]
     case = row.result.case
     densities = [r.density for r in found.rows if r.density]
-    who = f"{case.passes}, {row.num_tokens:,} tokens: `{labels.of(case, without=('kv_density',))}`"
+    who = f"{case.passes}, {row.num_tokens:,} tokens: `{labels.of(case, without_density=True)}`"
     span = f"{three_digits(min(densities))} to {three_digits(max(densities))}"
     if found.at is None:
         return f"{who}: not reached in the measured range (realised density {span})."
@@ -193,7 +203,7 @@ def _failures(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     unverified = [row.result for row in rows if row.is_unverified]
     for row in rows:
         r = row.result
-        if r.status is not Status.OK and not is_unavailable(run, r):
+        if r.status is not Status.OK and not row.is_counted and not is_unavailable(run, r):
             grouped.setdefault((r.status, one_line(r.reason)), []).append(r)
     order = list(Status)
     bullets = [

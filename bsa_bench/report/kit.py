@@ -62,7 +62,7 @@ class Kit:
 
     def merged_label(self, row: Row) -> str:
         """The label of a row without its density."""
-        return self.labels.of(row.result.case, without=density_option(self.labels))
+        return self.labels.of(row.result.case, without_density=True)
 
     def series(self, rows: Sequence[Row], *, merged: bool = False) -> dict[str, list[Row]]:
         """Rows by label, each in the order of length, then density."""
@@ -75,15 +75,10 @@ class Kit:
 def looks(correct: Sequence[Row], labels: Labels) -> dict[str, style.Look]:
     """One look for each label of the run, merged or not: the same in all plots of a report."""
     found: dict[str, style.Look] = {}
-    for without in ((), density_option(labels)):
-        series = {labels.of(row.result.case, without=without): row.is_dense for row in correct}
+    for without_density in (False, True):
+        series = {labels.of(row.result.case, without_density=without_density): row.is_dense for row in correct}
         found |= style.looks(series)
     return found
-
-
-def density_option(labels: Labels) -> tuple[str, ...]:
-    """The option that a density axis replaces in the labels."""
-    return ("kv_density",) if labels.varies("kv_density") else ("query_keep",)
 
 
 def panels(rows: Sequence[Row], key: Callable[[Row], Hashable] | None = None) -> list[list[Row]]:

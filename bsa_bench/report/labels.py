@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from bsa_bench.result import BsaOptions, Case, Result
+from bsa_bench.result import Case, Result
 from bsa_bench.stats import Summary
-from bsa_bench.store.derive import Row
+from bsa_bench.store.derive import Row, density_options
 from bsa_bench.units import format_seconds, three_digits
 from bsa_bench.workload import Workload
 
@@ -15,33 +15,47 @@ _SHORT = {"kv_density": "kv", "query_keep": "keep", "query_block": "query block"
 
 
 class Labels:
-    """Name the cases of one run by what distinguishes them: an option that all share is not repeated."""
+    """Name the cases of one run by what distinguishes them; what all cases of a method share is not repeated."""
 
     def __init__(self, cases: Iterable[Case]) -> None:
-        pairs = {(case.variant, case.options) for case in cases if case.options}
-        options = {each for _, each in pairs}
+        cases = list(cases)
+        self._methods = {case.method for case in cases if not case.claims.is_dense}
+        pairs = {(case.variant, case.label) for case in cases if case.options}
         variants = [variant for variant, _ in pairs if variant]
         self._sufficient = {variant for variant in variants if variants.count(variant) == 1}
-        self._varying = [n for n in BsaOptions.model_fields if len({getattr(o, n) for o in options}) > 1]
+        values: dict[str, dict[str, set[str]]] = {}
+        for case in cases:
+            found = values.setdefault(case.method, {})
+            for name, value in case.options.items():
+                found.setdefault(name, set()).add(repr(value))
+        self._varying = {
+            method: [name for name, different in options.items() if len(different) > 1]
+            for method, options in values.items()
+        }
+        #: Of each method the option that the run varies as its density.
+        self.density = density_options(cases)
 
-    def of(self, case: Case, *, without: Collection[str] = ()) -> str:
+    def of(self, case: Case, *, without_density: bool = False) -> str:
         """`bsa@gather`, or with what sets it apart `bsa@gather kv 0.1, keep 0.5`."""
-        if case.options is None:
+        if not case.options:
             return case.implementation
-        if case.variant in self._sufficient and not without:
+        if case.variant in self._sufficient and not without_density:
             return f"{case.implementation} {case.variant}"
-        parts = [_option(case.options, name) for name in self._varying if name not in without]
-        if case.variant and not without:
+        left_out = self.density.get(case.method) if without_density else None
+        parts = [_option(name, case.options.get(name)) for name in self._varying[case.method] if name != left_out]
+        if case.variant and not without_density:
             parts.insert(0, case.variant)
         return " ".join([case.implementation, ", ".join(parts)]).strip()
 
-    def options(self, case: Case) -> str:
-        """The part of `of` that names options."""
-        return self.of(case).partition(" ")[2]
+    def setting(self, case: Case) -> str:
+        """The part of `of` that names options, behind the method where the run has several."""
+        options = self.of(case).partition(" ")[2]
+        return f"{case.method} {options}".strip() if len(self._methods) > 1 else options
 
-    def varies(self, name: str) -> bool:
-        """Whether an option differs within the run."""
-        return name in self._varying
+
+def workload_label(case: Case) -> str:
+    """What the rows of one table attend to: `16x32x32 = 16,384 tokens, ..., causal`."""
+    return f"{case.workload.label}{', causal' * case.claims.causal}"
 
 
 def shape_label(workload: Workload) -> str:
@@ -75,6 +89,23 @@ def describe_cases(results: Sequence[Result], labels: Labels) -> str:
             for lengths, names in by_lengths.items()
         ]
     return "; ".join(texts)
+
+
+def counter_lines(rows: Iterable[Row], labels: Labels, *, most: int | None = None) -> list[str]:
+    """What each counted row counted: `bitstopper@simulator at 1,024 tokens: mean planes 4.1, survivors 0.2`.
+
+    `most` is how many of its counters are named at most.
+    """
+    lines = []
+    for row in rows:
+        if row.is_counted:
+            case, work = row.result.case, row.result.work
+            counters = list(work.counters.items()) if work else []
+            parts = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in counters[:most]]
+            more = [f"and {len(counters) - len(parts)} more"] if len(counters) > len(parts) else []
+            text = ", ".join([*parts, *more]) or "no counters"
+            lines.append(f"{labels.of(case)} at {case.workload.num_tokens:,} tokens: {text}")
+    return lines
 
 
 def join_words(words: Sequence[str]) -> str:
@@ -117,12 +148,11 @@ def faster_words(speedup: float) -> str:
     return f"{three_digits(speedup)}x faster than" if speedup >= 1 else f"{three_digits(1 / speedup)}x slower than"
 
 
-def _option(options: BsaOptions, name: str) -> str:
-    value = getattr(options, name)
-    if isinstance(value, tuple):
+def _option(name: str, value: object) -> str:
+    if isinstance(value, list):
         text = "x".join(map(str, value))
-    elif value is None:
-        text = "as block"
+    elif isinstance(value, bool):
+        text = "yes" if value else "no"
     else:
-        text = f"{value:g}" if isinstance(value, float) else str(value)
+        text = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
     return f"{_SHORT.get(name, name.replace('_', ' '))} {text}"

@@ -23,7 +23,7 @@ def speedup_by_tokens(rows: Sequence[Row], kit: Kit) -> Plot | None:
         return None
     title = f"Speed-up over the fastest dense attention, {kit.passes}"
     figure, all_axes = style.new_figure(len(shown), title=title)
-    options = {kit.labels.options(row.result.case): None for each in shown for row in each}
+    options = {kit.labels.setting(row.result.case): None for each in shown for row in each}
     lines = dict(zip(options, IDEAL_LINES, strict=False)) if len(options) <= len(IDEAL_LINES) else {}
     for axes, each in zip(all_axes, shown, strict=True):
         style.panel_title(axes, shape_label(each[0].result.case.workload))
@@ -39,7 +39,7 @@ def speedup_by_tokens(rows: Sequence[Row], kit: Kit) -> Plot | None:
 
 def speedup_by_density(rows: Sequence[Row], kit: Kit) -> Plot | None:
     """Draw speed-up against realised density, with the ideal, where one series has at least three densities."""
-    if not (kit.labels.varies("kv_density") or kit.labels.varies("query_keep")):
+    if not kit.labels.density:
         return None
     by_workload = panels(rows, key=lambda row: row.result.case.workload.digest)
     shown = [
@@ -106,7 +106,7 @@ def _draw_ideals(axes: Axes, rows: Sequence[Row], kit: Kit, lines: dict[str, Any
     """Draw 1/density: a grey line a set of options, or, where those are too many, a dash in each row's colour."""
     ideals: dict[str, dict[int, float]] = {}
     for row in rows:
-        ideals.setdefault(kit.labels.options(row.result.case), {})[row.num_tokens] = row.ideal_speedup or 1.0
+        ideals.setdefault(kit.labels.setting(row.result.case), {})[row.num_tokens] = row.ideal_speedup or 1.0
     if lines and all(len(points) > 1 for points in ideals.values()):
         for options, points in ideals.items():
             label = f"ideal, 1/density ({options})" if options else "ideal, 1/density"
@@ -131,7 +131,7 @@ def _dense_error(row: Row) -> float:
 def _point_texts(rows: Sequence[Row], kit: Kit) -> str:
     """What the texts beside the points say."""
     names = ["tokens"] * (num_lengths(rows) > 1)
-    names += ["density"] * (kit.labels.varies("kv_density") or kit.labels.varies("query_keep"))
+    names += ["density"] * bool(kit.labels.density)
     if names:
         return f"beside the points: {', '.join(names)}"
     return f"{rows[0].num_tokens:,} tokens"
@@ -139,6 +139,6 @@ def _point_texts(rows: Sequence[Row], kit: Kit) -> str:
 
 def _point_text(row: Row, rows: Sequence[Row], kit: Kit) -> str:
     parts = [f"{row.num_tokens:,}"] * (num_lengths(rows) > 1)
-    if kit.labels.varies("kv_density") or kit.labels.varies("query_keep"):
+    if kit.labels.density and row.density:
         parts.append(f"{row.density:.2g}")
     return ", ".join(parts)

@@ -58,7 +58,7 @@ def overview_table(rows: Sequence[Row], labels: Labels) -> list[str]:
         dense = best.dense if best else None
         body.append(
             [
-                shape_label(case.workload),
+                f"{shape_label(case.workload)}{', causal' * case.claims.causal}",
                 case.passes,
                 f"{case.workload.num_tokens:,}",
                 _named(dense, labels),

@@ -9,11 +9,22 @@ from rich.table import Table
 from rich.text import Text
 
 from bsa_bench.report.findings import groups, is_unavailable, unavailable
-from bsa_bench.report.labels import Labels, faster_words, latency_text, one_line, percent, scientific
+from bsa_bench.report.labels import (
+    Labels,
+    counter_lines,
+    faster_words,
+    latency_text,
+    one_line,
+    percent,
+    scientific,
+    workload_label,
+)
 from bsa_bench.store.derive import Row, derive
 from bsa_bench.store.reader import Run
 from bsa_bench.units import format_ratio
 
+#: Counters of a row that are named; the report has all.
+MAX_COUNTERS = 8
 HEAD = ("implementation", "latency", "speed-up", "ideal", "achieved", "error vs dense", "status")
 
 
@@ -44,7 +55,7 @@ def print_table(run: Run, console: Console) -> None:
 
 def _title(group: Sequence[Row]) -> str:
     case = group[0].result.case
-    return f"{case.passes}: {case.workload.label}"
+    return f"{case.passes}: {workload_label(case)}"
 
 
 def _in_order(group: Sequence[Row]) -> list[Row]:
@@ -98,7 +109,7 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     """What follows the table: reasons for rows without a figure, what is left, what is unavailable."""
     reasons: dict[tuple[str, str], int] = {}
     for row in rows:
-        if not row.is_correct and not is_unavailable(run, row.result):
+        if not row.is_correct and not row.is_counted and not is_unavailable(run, row.result):
             why = "never compared with an oracle" if row.is_unverified else one_line(row.result.reason)
             reasons[row.status_word, why] = reasons.get((row.status_word, why), 0) + 1
     lines: list[str] = []
@@ -107,6 +118,9 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     if reasons:
         lines += ["", "Unverified, wrong or not run:"]
         lines += [f"  {word} ({count} row{'s' * (count != 1)}): {why}" for (word, why), count in reasons.items()]
+    counted = counter_lines(rows, labels, most=MAX_COUNTERS)
+    if counted:
+        lines += ["", "COUNTED, verified and not timed:", *(f"  {line}" for line in counted)]
     disturbed = [row.result for row in rows if row.is_disturbed]
     if disturbed:
         lines += ["", f"Disturbed: other processes took the processor while {len(disturbed)} of these were timed."]

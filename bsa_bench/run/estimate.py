@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bsa_bench.result import Case, PassName
+from bsa_bench.catalog import expected_cost
+from bsa_bench.contract import PASS_FACTOR
+from bsa_bench.result import Case
 from bsa_bench.run.job import DeviceKind, Profile
 from bsa_bench.workload import DTYPE_BYTES, DType
-
-PASS_FLOP: dict[PassName, float] = {"forward": 1.0, "backward": 2.5, "forward+backward": 3.5}
-"""FLOP of a pass over those of forward: backward recomputes, so it has 5 matrix products against 2."""
 
 VERIFIED_SCORES: dict[DeviceKind, int] = {"cpu": 1 << 22, "cuda": 1 << 27}
 """Scores (rows x keys of one head) that are compared with the oracle; the rows are as many as that allows."""
@@ -58,6 +57,12 @@ ENGINE_COST: dict[str, EngineCost] = {
     "triton": _OURS,
     "triton-tiled": _OURS,
     "gluon": replace(_OURS, is_interpreted=False),
+    # A step per token; chunks of tokens in batched products.
+    "recurrence": EngineCost(0.002, 0.001, tensors_forward=2, tensors_backward=60),
+    "chunked": EngineCost(0.3, 0.1, tensors_forward=8, tensors_backward=24),
+    "fla": EngineCost(0.3, 0.4, tensors_forward=3, tensors_backward=8, compile_s=20.0),
+    # A dozen passes over all scores in integers.
+    "simulator": EngineCost(0.03, 0.03, tensors_forward=4),
 }
 OTHER_ENGINE = EngineCost(0.5, 0.4, tensors_forward=2, tensors_backward=5, compile_s=10.0)
 """An engine of a third party."""
@@ -147,8 +152,8 @@ def predict(case: Case, device: DeviceModel, profile: Profile = "quick") -> Esti
     cost, spent = PROFILE_COST[profile], engine_cost(case)
     call_s = _call_s(case, device)
     caches = cost.caches if device.kind == "cuda" else 1
-    phases_s = cost.min_samples * call_s if case.options else 0.0
-    verified_only = spent.is_interpreted and device.kind == "cpu"
+    phases_s = cost.min_samples * call_s if expected_cost(case).is_selective else 0.0
+    verified_only = (spent.is_interpreted and device.kind == "cpu") or not case.claims.timed
     measuring_s = max(cost.warmup_s, 2 * call_s) + caches * max(cost.sample_s, cost.min_samples * call_s) + 2 * call_s
     return Estimate(
         flop=_attend_flop(case) + _select_flop(case),
@@ -163,7 +168,7 @@ def group_start_s(cases: Sequence[Case], device: DeviceModel, profile: Profile =
     """Predict what the cases of a group share: the process's start, compilation and verification."""
     first = cases[0]
     w = first.workload
-    factor = max(PASS_FLOP[c.passes] for c in cases)
+    factor = max(PASS_FACTOR[c.passes] for c in cases)
     rows = min(1.0, VERIFIED_SCORES[device.kind] / w.num_tokens**2)
     # The masked oracle and dense attention, in fp64 and unfused, on the sampled rows.
     oracle_s = 2 * w.dense_flop * rows * factor / (device.flop_per_s * _DTYPE_RATE[device.kind]["float64"] * 0.3)
@@ -230,34 +235,18 @@ def _call_s(case: Case, device: DeviceModel) -> float:
     cost = engine_cost(case)
     rate = device.flop_per_s * _DTYPE_RATE[device.kind][case.workload.dtype]
     attend_s = _attend_flop(case) / (rate * (cost.cpu_rate if device.kind == "cpu" else cost.cuda_rate))
-    copies = 4 + (12 if case.options else 0)  # a sparse method permutes, gathers and fills besides
-    traffic_s = copies * case.workload.tensor_bytes * PASS_FLOP[case.passes] / device.bytes_per_s
+    copies = 4 + (12 if expected_cost(case).is_selective else 0)  # permuted, gathered and filled besides
+    traffic_s = copies * case.workload.tensor_bytes * PASS_FACTOR[case.passes] / device.bytes_per_s
     return attend_s + _select_flop(case) / (0.1 * rate) + traffic_s + 1e-3
 
 
 def _attend_flop(case: Case) -> float:
-    density = case.options.query_keep * case.options.kv_density if case.options else 1.0
-    return case.workload.dense_flop * density * PASS_FLOP[case.passes]
+    return expected_cost(case).flop * PASS_FACTOR[case.passes]
 
 
 def _select_flop(case: Case) -> float:
-    """Similarity, pooling, block scores and their statistics; backward uses the plan of forward."""
-    if case.options is None or case.passes == "backward":
-        return 0.0
-    w = case.workload
-    heads = w.batch * w.heads
-    tokens = heads * w.head_dim * w.num_tokens
-    scores = heads * _num_score_entries(case)
-    return tokens * (7 + case.options.query_keep) + scores * (2 * w.head_dim + 5)
-
-
-def _num_score_entries(case: Case) -> int:
-    """Nq*Nk, the block scores of one head."""
-    assert case.options is not None
-    kv_block = case.options.block
-    query_block = case.options.query_block or kv_block
-    padded = case.workload.padded_tokens
-    return (padded(query_block) // math.prod(query_block)) * (padded(kv_block) // math.prod(kv_block))
+    """Of choosing what is attended; backward uses the plan of forward."""
+    return 0.0 if case.passes == "backward" else expected_cost(case).selection_flop
 
 
 def _peak_bytes(case: Case, cost: EngineCost) -> int:
@@ -270,12 +259,11 @@ def _peak_bytes(case: Case, cost: EngineCost) -> int:
     copies = (cost.tensors_backward if backward else cost.tensors_forward) * tensor_wide
     inputs = (8 if backward else 4) * w.tensor_bytes  # q, k, v and o, or the gradient of o; then the gradients
     total = inputs + scores + copies + heads * w.num_tokens * 4  # the last: lse
-    if case.options is not None:
-        padded = w.padded_tokens(case.options.block) / w.num_tokens
-        total += round(4 * w.tensor_bytes * padded)  # q, k, v, o in block order
-        total += 3 * 4 * heads * _num_score_entries(case)  # block scores, mask, index lists
-        gathered = 2 * heads * case.options.kv_density * _num_score_entries(case) * math.prod(case.options.block)
-        total += min(round(gathered * w.head_dim * wide), cost.gathered)
+    method = expected_cost(case)
+    if method.is_selective:
+        total += round(4 * w.tensor_bytes * method.padding)  # q, k, v, o in block order
+        total += round(3 * 4 * method.scores)  # block scores, mask, index lists
+        total += min(round(2 * method.listed_tokens * w.head_dim * wide), cost.gathered)
     return total
 
 

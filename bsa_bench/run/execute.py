@@ -224,7 +224,7 @@ def _exit_code(counts: Counter[Status], *, interrupted: bool) -> int:
         return EXIT_INTERRUPTED
     if counts[Status.WRONG]:
         return EXIT_WRONG
-    if not counts[Status.OK] + counts[Status.VERIFIED_ONLY]:
+    if not any(status.is_success for status in counts):
         return EXIT_NOTHING_MEASURED
     return EXIT_SOME_FAILED if any(status.is_failure for status in counts) else EXIT_OK
 

@@ -102,19 +102,21 @@ def most_informative_first(
 ) -> list[list[Case]]:
     """Order groups so that a run that stops early has said as much as it could.
 
-    What a run is for is a ratio: a sparse method over the fastest dense row of the same workload. So within a workload
+    What a run is for is a ratio: a sparse method over the fastest dense row of the same workload, a causal one over a
+    causal one. So within a workload
     come first the dense group and the sparse group that are predicted fastest (the pair), then the others, cheap ones
     first. Over all workloads the pairs come first, from the cheapest workload to the dearest, so that the pairs spread
     over all lengths before a second opinion on any of them; then the third group of each workload, and so on.
     """
-    by_workload: dict[str, list[tuple[float, list[Case]]]] = {}
+    by_workload: dict[tuple[str, bool], list[tuple[float, list[Case]]]] = {}
     for group in groups:
-        by_workload.setdefault(group[0].workload.digest, []).append((group_seconds(group, device, profile), group))
+        key = (group[0].workload.digest, group[0].claims.causal)
+        by_workload.setdefault(key, []).append((group_seconds(group, device, profile), group))
     ranked: list[tuple[int, float, int, list[Case]]] = []
     for costed in by_workload.values():
         costed.sort(key=lambda pair: pair[0])
-        dense = [pair for pair in costed if pair[1][0].options is None][:1]
-        sparse = [pair for pair in costed if pair[1][0].options is not None][:1]
+        dense = [pair for pair in costed if pair[1][0].claims.is_dense][:1]
+        sparse = [pair for pair in costed if not pair[1][0].claims.is_dense][:1]
         head = dense + sparse
         rest = [pair for pair in costed if pair not in head]
         workload_s = sum(seconds for seconds, _ in head)

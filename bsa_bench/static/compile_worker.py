@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import importlib
 import importlib.abc
@@ -117,7 +118,7 @@ def _written_since(start: int) -> str:
 def _list(request: dict[str, Any]) -> dict[str, Any]:
     """The configurations that the project's kernels declare for a shape, by architecture."""
     try:
-        module = importlib.import_module("bsa_kernels.block_sparse.configurations")
+        module = _catalogue()
     except ImportError as error:
         raise RequestError("no kernel", f"these sources declare no configurations: {error}") from error
     declare, shape = getattr(module, request["set"]), module.Shape(**request["shape"])
@@ -127,6 +128,16 @@ def _list(request: dict[str, Any]) -> dict[str, Any]:
         arch: declare(shape, dtype=request["dtype"], **({"arch": arch} if by_arch else {})) for arch in request["archs"]
     }
     return {"configs": {arch: [asdict(config) for config in found] for arch, found in configs.items()}}
+
+
+def _catalogue() -> ModuleType:
+    """The module that lists all configurations; sources of older revisions have it among the attention's."""
+    try:
+        return importlib.import_module("bsa_kernels.configurations")
+    except ModuleNotFoundError as error:
+        if error.name != "bsa_kernels.configurations":
+            raise
+    return importlib.import_module("bsa_kernels.block_sparse.configurations")
 
 
 def _compile(request: dict[str, Any]) -> dict[str, Any]:
@@ -314,8 +325,9 @@ def _build(
         "cubin_bytes": len(compiled.asm["cubin"]),
         "compile_s": round(compile_s, 3),
     }
-    listing = re.sub(r'(?:(?<=File ")|(?<=inlined at "))[^"]+', lambda found: _shortened(found[0]), listing)
-    ttgir = re.sub(r'(?<=loc\(")/[^"]+(?=")', lambda found: _shortened(found[0]), compiled.asm["ttgir"])
+    shorten = functools.cache(_shortened)  # a few files, named by every line
+    listing = re.sub(r'(?:(?<=File ")|(?<=inlined at "))[^"]+', lambda found: shorten(found[0]), listing)
+    ttgir = re.sub(r'(?<=loc\(")/[^"]+(?=")', lambda found: shorten(found[0]), compiled.asm["ttgir"])
     return {
         "kernel.sass": listing,
         "kernel.ttgir": ttgir,

@@ -95,13 +95,14 @@ def _measured(row: Row, run_id: str, device_name: str) -> Measured | None:
     phase = _PHASES.get(case.passes, "")
     if (case.engine, case.passes) not in _MODULES or not row.is_correct or device is None or phase not in row.phases:
         return None
-    work, options = result.work, case.options
+    work = result.work
     if work is None or work.flops_executed is None or case.workload.dtype not in _FORMATS:
         return None
-    sides = options.block if options else (1, 1, _DENSE_BLOCK)
+    sides = _sides(case.options.get("block")) or (1, 1, _DENSE_BLOCK)
     block_keys = math.prod(sides)
-    block_rows = math.prod(options.query_block or options.block) if options else _DENSE_BLOCK
-    query_keep = work.query_keep_realised or (options.query_keep if options else 1.0)
+    block_rows = math.prod(_sides(case.options.get("query_block")) or sides)
+    asked = case.options.get("query_keep")
+    query_keep = work.query_keep_realised or (asked if isinstance(asked, float) else 1.0)
     seconds = row.phases[phase]
     return Measured(
         run=run_id,
@@ -119,3 +120,8 @@ def _measured(row: Row, run_id: str, device_name: str) -> Measured | None:
         seconds=seconds,
         flop_per_s=work.flops_executed / seconds,
     )
+
+
+def _sides(value: object) -> tuple[int, ...] | None:
+    """The sides of a block among stored options; None where the method has none of that name, or takes another's."""
+    return tuple(int(side) for side in value) if isinstance(value, list) else None

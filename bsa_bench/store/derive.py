@@ -9,11 +9,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bsa_bench.result import Result, Status
+from bsa_bench.result import Case, Result, Status
 from bsa_bench.stats import Summary, summarise
 from bsa_bench.workload import Workload, short_digest
 
-DENSE_METHOD = "full"
 LENGTH_FIELDS = {"frames", "height", "width", "grid", "tokens"}
 
 
@@ -34,8 +33,8 @@ class Ratio:
 class Row:
     """A result, the statistics of its samples (seconds), and the dense row that it is compared with.
 
-    `dense` is the fastest correct dense row of the same workload, pass, environment, timer and cache state; null where
-    there is none, or where this row is itself not proved correct: a ratio is a claim.
+    `dense` is the fastest correct dense row of the same workload, pass, environment, timer and cache state, causal for
+    a causal row; null where there is none, or where this row is itself not verified: a ratio is a claim.
     """
 
     result: Result
@@ -57,9 +56,14 @@ class Row:
         return self.result.status is Status.OK and self.result.correctness is None
 
     @property
+    def is_counted(self) -> bool:
+        """Verified and counted; there is no time to expect of it."""
+        return self.result.status is Status.COUNTED
+
+    @property
     def is_dense(self) -> bool:
         """Whether it computes dense attention."""
-        return self.result.case.method == DENSE_METHOD
+        return self.result.case.claims.is_dense
 
     @property
     def is_baseline(self) -> bool:
@@ -105,7 +109,7 @@ class Row:
 
     @property
     def ideal_speedup(self) -> float | None:
-        """1 / density."""
+        """1 / density; null where the method has none."""
         return self.result.work.ideal_speedup if self.result.work else None
 
     @property
@@ -195,25 +199,50 @@ def break_even_lengths(rows: Iterable[Row]) -> list[BreakEven]:
     for row in rows:
         if not row.is_dense and row.speedup:
             case = row.result.case
-            options = short_digest(case.options.model_dump(mode="json") if case.options else None)
-            key = (scope(case.workload), case.implementation, case.passes, options, *_cohort(row)[2:])
+            key = (
+                scope(case.workload),
+                case.implementation,
+                case.passes,
+                short_digest(case.options),
+                *_cohort(row)[2:],
+            )
             families.setdefault(key, []).append(row)
     return [_crossing([(float(row.num_tokens), row) for row in family]) for family in families.values()]
 
 
 def break_even_densities(rows: Iterable[Row]) -> list[BreakEven]:
     """Find the break-even point along 1/density of each sparse family with several densities at one workload."""
+    rows = list(rows)
+    densities = density_options(row.result.case for row in rows)
     families: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if not row.is_dense and row.speedup and row.density:
             case = row.result.case
-            options = case.options.model_dump(mode="json", exclude={"kv_density"}) if case.options else None
+            options = {name: value for name, value in case.options.items() if name != densities.get(case.method)}
             families.setdefault((case.implementation, short_digest(options), *_cohort(row)), []).append(row)
     return [
         _crossing([(row.ideal_speedup or 1.0, row) for row in family])
         for family in families.values()
         if len({row.density for row in family}) > 1
     ]
+
+
+def density_options(cases: Iterable[Case]) -> dict[str, str]:
+    """Of each method the option that a run varies as its density: the number with most values, the last of equals."""
+    values: dict[str, dict[str, set[float]]] = {}
+    for case in cases:
+        found = values.setdefault(case.method, {})
+        for name, value in case.options.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found.setdefault(name, set()).add(value)
+    chosen = {}
+    for method, options in values.items():
+        varying = [
+            (len(numbers), place, name) for place, (name, numbers) in enumerate(options.items()) if len(numbers) > 1
+        ]
+        if varying:
+            chosen[method] = max(varying)[2]
+    return chosen
 
 
 def _alone(result: Result) -> Row:
@@ -235,7 +264,8 @@ def _cohort(row: Row) -> tuple[str, ...]:
     result = row.result
     assert result.timing is not None or not row.is_correct
     timer, cache = (result.timing.timer, result.timing.cache) if result.timing else ("", "")
-    return (result.case.workload.digest, result.case.passes, result.env_hash, timer, cache)
+    is_causal = "causal" if result.case.claims.causal else ""
+    return (result.case.workload.digest, result.case.passes, result.env_hash, timer, cache, is_causal)
 
 
 def _median(row: Row) -> float:

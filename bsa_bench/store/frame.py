@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from bsa_bench.catalog import METHODS, load_method
 from bsa_bench.errors import StoreError, UsageError
 from bsa_bench.store.derive import Row, derive
 from bsa_bench.store.reader import read_run
@@ -27,6 +29,24 @@ PHASES = (
     "attend_backward",
     "permute_backward",
 )
+OPTION = "option_"
+
+
+def _option_columns() -> dict[str, tuple[str, str]]:
+    """A column for each option of the methods that come with the bench; numbers where it holds nothing else."""
+    found: dict[str, list[bool]] = {}
+    owners: dict[str, list[str]] = {}
+    for method in METHODS:
+        for name, about in load_method(method).Options.model_fields.items():
+            words = set(re.findall(r"\w+", str(about.annotation).replace("Annotated", "")))
+            found.setdefault(name, []).append(bool(words & {"int", "float"}) and not words & {"tuple", "str", "bool"})
+            owners.setdefault(name, []).append(method)
+    return {
+        f"{OPTION}{name}": ("float64" if all(found[name]) else "object", f"option of {', '.join(owners[name])}")
+        for name in sorted(found)
+    }
+
+
 # Name -> (dtype, meaning). Missing values are NaN, <NA> or None, never 0.
 COLUMNS: dict[str, tuple[str, str]] = {
     "run_id": ("object", "the run"),
@@ -54,8 +74,10 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "variant": ("object", "the suite's name for this set of options, if any"),
     "pass": ("object", "forward, backward or forward+backward"),
     "options": ("object", "the method's options as JSON"),
-    "kv_density": ("float64", "key/value density asked for"),
-    "query_keep": ("float64", "share of queries asked to be computed"),
+    **_option_columns(),
+    "is_dense": ("boolean", "dense attention, which the others are compared with"),
+    "is_causal": ("boolean", "a query sees no later key; compared with causal dense attention"),
+    "is_adapted": ("boolean", "run otherwise than its authors do"),
     "status": ("object", "how the case ended"),
     "reason": ("object", "why, in a sentence, where it is not OK"),
     "is_correct": ("boolean", "measured, and proved within its error budget"),
@@ -84,13 +106,13 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "peak_bytes": ("Int64", "absolute peak memory"),
     "inputs_bytes": ("Int64", "bytes of the inputs"),
     "predicted_bytes": ("Int64", "peak memory predicted before the start"),
-    "flops_executed": ("float64", "FLOP of the tiles that the engine visits"),
+    "flops_executed": ("float64", "FLOP of the matrix products as executed, padding included"),
     "flops_nominal": ("float64", "FLOP of the unmasked pairs"),
-    "flops_dense_equiv": ("float64", "FLOP of dense attention on the same shape"),
+    "flops_dense_equiv": ("float64", "FLOP of the dense attention that it is compared with"),
     "flops_selection": ("float64", "FLOP of the selection"),
     "executed_flop_per_s": ("float64", "flops_executed / median_s"),
     "sparsity_nominal": ("float64", "sparsity asked for"),
-    "density_realised": ("float64", "pairs computed / all pairs, from the plan in use"),
+    "density_realised": ("float64", "the work of the method over that of dense attention"),
     "kv_density_realised": ("float64", "key/value density of the plan in use"),
     "query_keep_realised": ("float64", "share of queries computed"),
     "row_imbalance": ("float64", "longest list / mean list"),
@@ -100,6 +122,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "list_max": ("Int64", "the longest of them"),
     "num_dead_blocks": ("Int64", "key/value blocks that no query block chose"),
     "plan_digest": ("object", "digest of the plan in use"),
+    "counters": ("object", "what the method counts besides, as JSON"),
     "error_relative_l2": ("float64", "error against the masked oracle, of the output nearest to its budget"),
     "error_budget": ("float64", "what that error may be"),
     "dense_error_relative_l2": ("float64", "error of the output against dense attention"),
@@ -123,7 +146,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
 def load_frame(path: str | Path) -> pd.DataFrame:
     """Load a run as a flat table; `COLUMNS` names each column's dtype and meaning.
 
-    One row a case, in the order of execution. A phase that `COLUMNS` does not know becomes a column after the others.
+    One row per case, in the order of execution. What `COLUMNS` does not know, a phase or an option of a third party's
+    method, becomes a column after the others.
 
     Raises:
         StoreError: as `read_run`.
@@ -132,7 +156,8 @@ def load_frame(path: str | Path) -> pd.DataFrame:
 
     rows = [_flatten(row) for row in derive(read_run(path).latest())]
     extra = sorted({name for row in rows for name in row} - set(COLUMNS))
-    dtypes = {name: dtype for name, (dtype, _) in COLUMNS.items()} | dict.fromkeys(extra, "float64")
+    dtypes = {name: dtype for name, (dtype, _) in COLUMNS.items()}
+    dtypes |= {name: "object" if name.startswith(OPTION) else "float64" for name in extra}
     columns = {name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in dtypes.items()}
     return pd.DataFrame(columns)
 
@@ -162,7 +187,7 @@ def export(path: str | Path, *, to: ExportFormat, out: str | Path) -> Path:
 
 def _flatten(row: Row) -> dict[str, object]:
     r = row.result
-    case, workload, options = r.case, r.case.workload, r.case.options
+    case, workload = r.case, r.case.workload
     whole, dense, worst, speedup = row.whole, row.dense, row.worst_error, row.speedup
     flat: dict[str, object] = {
         "grid": "x".join(map(str, workload.token_grid)),
@@ -172,7 +197,11 @@ def _flatten(row: Row) -> dict[str, object]:
         "method": case.method,
         "engine": case.engine,
         "pass": case.passes,
-        "options": json.dumps(options.model_dump(mode="json"), sort_keys=True) if options else None,
+        "options": json.dumps(case.options, sort_keys=True) if case.options else None,
+        "counters": json.dumps(r.work.counters, sort_keys=True) if r.work and r.work.counters else None,
+        "is_dense": case.claims.is_dense,
+        "is_causal": case.claims.causal,
+        "is_adapted": case.claims.adapted,
         "status": r.status.value,
         "is_correct": row.is_correct,
         "executed_flop_per_s": row.executed_flop_per_s,
@@ -191,6 +220,7 @@ def _flatten(row: Row) -> dict[str, object]:
         "attend_only_s": row.attend_only.median if row.attend_only else None,
         "attend_select_s": row.attend_select.median if row.attend_select else None,
     }
+    flat |= {f"{OPTION}{name}": _plain(value) for name, value in case.options.items()}
     flat |= {f"phase_{name}_s": median for name, median in row.phases.items()}
     if whole:
         flat |= {"num_samples": whole.num_samples, "median_s": whole.median, "low_s": whole.low, "high_s": whole.high}
@@ -202,8 +232,13 @@ def _flatten(row: Row) -> dict[str, object]:
     if case.paper:
         flat |= {"paper_speedup": case.paper.speedup, "paper_standing": case.paper.standing}
     # The rest bears its stored name.
-    for part in (r, case, workload, options, r.timing, r.memory, r.work):
+    for part in (r, case, workload, r.timing, r.memory, r.work):
         if part is not None:
             fields = type(part).model_fields
             flat |= {name: getattr(part, name) for name in COLUMNS if name in fields and name not in flat}
     return flat
+
+
+def _plain(value: object) -> object:
+    """An option as a cell: sides as `4x4x4`, the rest as it is."""
+    return "x".join(map(str, value)) if isinstance(value, list) else value

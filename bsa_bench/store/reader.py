@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from bsa_bench.errors import StoreError
 from bsa_bench.result import SCHEMA_VERSION, Environment, Result, RunLine
+from bsa_bench.store import schema1
 
 RESULTS_FILE = "results.jsonl"
 
@@ -112,6 +113,8 @@ def _parse(fields: object, where: str) -> RunLine | Result:
     if kind not in {"run", "result"}:
         raise StoreError(f"{where}: kind {kind!r}, expected 'run' or 'result'")
     try:
+        if version == 1:
+            fields = schema1.upgrade(fields)
         return RunLine.model_validate(fields) if kind == "run" else Result.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

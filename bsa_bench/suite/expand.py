@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
@@ -11,16 +11,19 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from bsa_bench.errors import SuiteError
-from bsa_bench.result import PASSES, BsaOptions, Case, PassName
+from bsa_bench.catalog import check_options, load_method, make_case
+from bsa_bench.contract import MethodOptions
+from bsa_bench.errors import SuiteError, UsageError
+from bsa_bench.result import PASSES, Case, PassName
 from bsa_bench.suite.layers import Layer
-from bsa_bench.suite.schema import INPUT_NEEDS, MODEL_KEYS, SECTIONS, DeviceKind, Limit, Value, Variant
+from bsa_bench.suite.schema import INPUT_NEEDS, MODEL_KEYS, DeviceKind, Limit, Value, Variant, vocabulary
 from bsa_bench.suite.suggest import shorten
 from bsa_bench.workload import PRESETS, InputSpec, Workload
 
 MAX_POINTS = 100_000
 AUTO_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
-Offer = dict[tuple[str, BsaOptions], Variant | None]
+#: The settings that a workload is measured with: (implementation, options) -> the variant that asked for them first.
+Offer = dict[tuple[str, MethodOptions], Variant | None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Expansion:
 def expand(layer: Layer, *, suite: str, device_kind: DeviceKind, source: str) -> Expansion:
     """Make the cases: by tokens, then by implementation in the suite's order, then by options, then by pass.
 
-    `full` takes no options and is made once a workload. No measurement (`Case.case_hash`) is made twice: of variants
+    A method without options is made once per workload. No measurement (`Case.case_hash`) is made twice: of variants
     that come to the same options the first one stays.
 
     Raises:
@@ -57,63 +60,82 @@ def expand(layer: Layer, *, suite: str, device_kind: DeviceKind, source: str) ->
             f"{source}: implementations: is missing, expected a list such as ['full@sdpa-flash', 'bsa@gather']"
         )
     implementations = tuple(dict.fromkeys(part.implementations))
-    sparse = [name for name in implementations if not name.startswith("full@")]
+    methods = {name: name.partition("@")[0] for name in implementations}
     dropped: dict[Dropped, None] = {}
     offers: dict[Workload, Offer] = {}
     for point in _points(layer, source):
         workload = _workload(point, device_kind, source)
         offer = offers.setdefault(workload, {})
-        for variant in part.variant or (None,):
-            reason = _not_when(variant, workload)
-            if variant and reason:
-                dropped[Dropped(f"variant {variant.name!r} at {workload.label}", reason)] = None
-                continue
-            options = _options(point, variant)
-            for name in sparse:
-                if variant and variant.implementations is not None and name not in variant.implementations:
-                    only = f"only for {' and '.join(variant.implementations)}"
-                    dropped[Dropped(f"variant {variant.name!r} of {name}", only)] = None
+        for name, method in methods.items():
+            for variant in _variants_of(method, part.variant, source):
+                if reason := _not_for(variant, name, workload):
+                    dropped[reason] = None
                     continue
+                options = _options(point, variant, method, source)
                 first = offer.setdefault((name, options), variant)
                 if variant and first and first.name != variant.name:
                     what = f"variant {variant.name!r} of {name} at {workload.label}"
                     dropped[Dropped(what, f"the same options as variant {first.name!r}")] = None
     cases = []
     for workload in sorted(offers, key=lambda w: w.num_tokens):
-        offered = {who for who, _ in offers[workload]}
-        for name in (name for name in implementations if name in offered or name not in sparse):
-            for passes in part.passes or PASSES:
-                if over := _over_limit(part.limit, name, passes, workload):
-                    dropped[over] = None
-        cases += list(_cases(layer, suite, workload, offers[workload], implementations))
+        for name in implementations:
+            for options, variant in ((o, v) for (who, o), v in offers[workload].items() if who == name):
+                for passes in dict.fromkeys(part.passes or PASSES):
+                    found = _case(suite, workload, name, options, variant, passes, part.limit)
+                    if isinstance(found, Dropped):
+                        dropped[found] = None
+                    else:
+                        cases.append(found)
     if not cases:
         reasons = "".join(f"\n  {item}" for item in list(dropped)[:5])
         raise SuiteError(f"{source}: no case is left, expected at least one{':' if reasons else ''}{reasons}")
     return Expansion(tuple(cases), tuple(dropped))
 
 
-def _cases(
-    layer: Layer, suite: str, workload: Workload, offer: Offer, implementations: tuple[str, ...]
-) -> Iterator[Case]:
-    part = layer.part
-    for name in implementations:
-        allowed = [p for p in dict.fromkeys(part.passes or PASSES) if not _over_limit(part.limit, name, p, workload)]
-        if name.startswith("full@"):
-            settings: list[tuple[BsaOptions | None, Variant | None]] = [(None, None)]
-        else:
-            settings = [(options, variant) for (who, options), variant in offer.items() if who == name]
-        for options, variant in settings:
-            for passes in allowed:
-                claims = variant is not None and name.startswith("bsa@") and passes == "forward+backward"
-                yield Case(
-                    suite=suite,
-                    workload=workload,
-                    implementation=name,
-                    passes=passes,
-                    options=options,
-                    variant=variant.name if variant else None,
-                    paper=variant.paper if variant and claims else None,
-                )
+def _case(
+    suite: str,
+    workload: Workload,
+    name: str,
+    options: MethodOptions,
+    variant: Variant | None,
+    passes: PassName,
+    limits: Mapping[str, Limit],
+) -> Case | Dropped:
+    if over := _over_limit(limits, name, passes, workload):
+        return over
+    case = make_case(
+        suite=suite,
+        workload=workload,
+        implementation=name,
+        passes=passes,
+        options=options,
+        variant=variant.name if variant else None,
+        paper=variant.paper if variant and passes == "forward+backward" else None,
+    )
+    if passes != "forward" and not case.claims.trains:
+        return Dropped(f"{name} {passes}", f"{case.method} has no backward")
+    return case
+
+
+def _variants_of(method: str, variants: Sequence[Variant] | None, source: str) -> Sequence[Variant | None]:
+    """The variants that are about a method; one without any stands for the suite's own options."""
+    try:
+        has_options = bool(load_method(method).Options.model_fields)
+    except UsageError as error:
+        raise SuiteError(f"{source}: implementations: {error}") from None
+    about = [variant for variant in variants or () if has_options and variant.reaches(method)]
+    return about or (None,)
+
+
+def _not_for(variant: Variant | None, name: str, workload: Workload) -> Dropped | None:
+    """Why a variant is left out."""
+    if variant is None:
+        return None
+    if reason := _not_when(variant, workload):
+        return Dropped(f"variant {variant.name!r} at {workload.label}", reason)
+    if variant.implementations is not None and name not in variant.implementations:
+        return Dropped(f"variant {variant.name!r} of {name}", f"only for {' and '.join(variant.implementations)}")
+    return None
 
 
 def _points(layer: Layer, source: str) -> Iterator[dict[str, Value]]:
@@ -130,10 +152,10 @@ def _points(layer: Layer, source: str) -> Iterator[dict[str, Value]]:
 def _workload(point: Mapping[str, Value], device_kind: DeviceKind, source: str) -> Workload:
     preset = PRESETS.get(str(point.get("model")))
     values: dict[str, Any] = {key: getattr(preset, key) for key in MODEL_KEYS} if preset else {}
-    values |= {key: point[key] for key in SECTIONS["workload"].model_fields if key in point}
+    values |= {key: point[key] for key in vocabulary().sections["workload"].model_fields if key in point}
     if values.get("dtype", "auto") == "auto":
         values["dtype"] = AUTO_DTYPE[device_kind]
-    spec: dict[str, Any] = {key: point[key] for key in SECTIONS["input"].model_fields if key in point}
+    spec: dict[str, Any] = {key: point[key] for key in vocabulary().sections["input"].model_fields if key in point}
     for key, takers in INPUT_NEEDS.items():  # `kind` is an axis and not each of its values takes a clip
         if spec.get("kind", "smooth") not in takers:
             spec.pop(key, None)
@@ -145,9 +167,19 @@ def _workload(point: Mapping[str, Value], device_kind: DeviceKind, source: str) 
         raise SuiteError(f"{source}: {what}{combination}") from None
 
 
-def _options(point: Mapping[str, Value], variant: Variant | None) -> BsaOptions:
-    values: dict[str, Any] = {key: point[key] for key in BsaOptions.model_fields if key in point}
-    return BsaOptions(**(values | (variant.options if variant else {})))
+def _options(point: Mapping[str, Value], variant: Variant | None, method: str, source: str) -> MethodOptions:
+    """The options of a method: a variant's stand above the suite's, and those for it alone above those for all."""
+    values: dict[str, Any] = {}
+    for given_options in (point, variant.options if variant else {}):
+        for prefix in ("", f"{method}."):
+            for key in load_method(method).Options.model_fields:
+                if f"{prefix}{key}" in given_options and (prefix or key in vocabulary().options):
+                    values[key] = given_options[f"{prefix}{key}"]
+    try:
+        return check_options(method, values)
+    except UsageError as error:
+        combination = f" (in the combination {shorten(dict(point))})" if point else ""
+        raise SuiteError(f"{source}: {error}{combination}") from None
 
 
 def _not_when(variant: Variant | None, workload: Workload) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 from bsa_bench.errors import SuiteError
 from bsa_bench.suite.layers import Layer, make_layer, merge
 from bsa_bench.suite.model import Suite, SuiteInfo, make_suite
-from bsa_bench.suite.schema import DeviceKind, Part, SuiteFile, nulls, validate
+from bsa_bench.suite.schema import DeviceKind, Part, nulls, validate, vocabulary
 from bsa_bench.suite.suggest import did_you_mean, join_path
 
 _PACKAGE = "bsa_suites"
@@ -67,17 +67,20 @@ def _make(content: bytes, name: str, device_kind: DeviceKind, *, source: str, fo
         raw = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SuiteError(f"{source}: not valid TOML: {error}") from None
-    file = validate(SuiteFile, nulls(raw), source=source)
-    parts: dict[str, Part | None] = {"cpu": file.cpu, "cuda": file.cuda}
-    base = Part(**{key: value for key, value in file if key in file.model_fields_set - parts.keys()})
-    _check_names([base, *filter(None, parts.values())], source)
-    merged = merge(Layer(), make_layer(base, source=source, folder=folder), source=source)
+    words = vocabulary()
+    file = validate(words.file, nulls(raw), source=source)
+    parts: dict[str, Part | None] = {kind: getattr(file, kind) for kind in ("cpu", "cuda")}
+    base = words.part(**{key: value for key, value in file if key in file.model_fields_set - parts.keys()})
+    lowest = make_layer(base, source=source, folder=folder)
     # Both parts are checked on every machine; one is used.
-    layers = {
-        kind: merge(merged, make_layer(part, source=source, prefix=kind, folder=folder), source=source)
+    uppers = {
+        kind: make_layer(part, source=source, prefix=kind, folder=folder)
         for kind, part in parts.items()
         if part is not None
     }
+    _check_names([layer.part for layer in (lowest, *uppers.values())], source)
+    merged = merge(Layer(), lowest, source=source)
+    layers = {kind: merge(merged, upper, source=source) for kind, upper in uppers.items()}
     return make_suite(name, device_kind=device_kind, layer=layers.get(device_kind, merged), source=source)
 
 

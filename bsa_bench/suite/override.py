@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,32 +12,27 @@ from typing import Any
 from bsa_bench.errors import SuiteError
 from bsa_bench.suite.layers import make_layer, merge, shadowed
 from bsa_bench.suite.model import Suite, make_suite
-from bsa_bench.suite.schema import (
-    LENGTH_KEYS,
-    REAL_KEYS,
-    SECTIONS,
-    TRIPLE_KEYS,
-    TYPES,
-    WHOLE_KEYS,
-    Part,
-    Variant,
-    nulls,
-    validate,
-)
+from bsa_bench.suite.schema import LENGTH_KEYS, Variant, nulls, validate, vocabulary
 from bsa_bench.suite.suggest import did_you_mean
 
 _PART_LISTS = ("implementations", "passes")
 _PART_VALUES = {"profile": str, "time_limit_s": float, "budget_s": float}
 _ALIASES = {"implementation": "implementations", "pass": "passes", "input": "kind"}
-KEYS = (*TYPES, *_ALIASES, *_PART_LISTS, *_PART_VALUES, "size", "video", "variant", "limit")
+_OTHERS = (*_ALIASES, *_PART_LISTS, *_PART_VALUES, "size", "video", "variant", "limit")
+
+
+def keys() -> tuple[str, ...]:
+    """Every key that a setting may have."""
+    return (*vocabulary().types, *_OTHERS)
 
 
 def override(suite: Suite, settings: Sequence[str]) -> Suite:
     """Lay settings such as `tokens=4096,16384` over a suite.
 
-    A key is any of the suite file's `[workload]`, `[input]` and `[bsa]` keys, or `implementation`, `pass`, `profile`,
-    `time_limit_s`, `budget_s`. Several values make an axis, crossed with the others. A value that starts with `[` or
-    `{` is TOML: `kv_density={start=0.1, stop=0.5, step=0.1}`. Triples are written `16x32x32`. Besides:
+    A key is any of the suite file's `[workload]` and `[input]` keys, an option (`kv_density` of every method that has
+    it, `vsa.topk` of one), or `implementation`, `pass`, `profile`, `time_limit_s`, `budget_s`. Several values make an
+    axis, crossed with the others. A value that starts with `[` or `{` is TOML:
+    `kv_density={start=0.1, stop=0.5, step=0.1}`. Triples are written `16x32x32`. Besides:
 
     - `size=61x448x832,81x480x832`: frames, height and width together;
     - `video=clip.mp4`: the input is this file; `clip=bikes`: it is this sample clip;
@@ -78,7 +73,7 @@ def override(suite: Suite, settings: Sequence[str]) -> Suite:
             raw["axes"][key] = _values(key, text)
     if "clip" in raw["axes"]:
         raw["axes"].setdefault("kind", ["video"])
-    part = validate(Part, nulls(raw), source=source)
+    part = validate(vocabulary().part, nulls(raw), source=source)
     top = make_layer(part, source=source, axes="", folder=Path.cwd())
     variants = layer.part.variant and tuple(_changed(variant, top.keys) for variant in layer.part.variant)
     layer = replace(layer, part=layer.part.model_copy(update={"variant": variants}))
@@ -96,10 +91,11 @@ def _split(setting: str) -> tuple[str, str]:
     if not equals or not key or not text:
         raise SuiteError(f"override: got {setting!r}, expected key=value such as tokens=4096,16384")
     key = _ALIASES.get(key, key)
-    if key not in KEYS:
-        known = ", ".join(sorted(KEYS))
+    known = keys()
+    if key not in known:
+        listed = ", ".join(sorted(name for name in known if "." not in name))
         raise SuiteError(
-            f"override: got {setting!r}, unknown key {key!r}, expected one of {known}{did_you_mean(key, KEYS)}"
+            f"override: got {setting!r}, unknown key {key!r}, expected one of {listed}{did_you_mean(key, known)}"
         )
     return key, text
 
@@ -111,20 +107,41 @@ def _values(key: str, text: str) -> Any:
             return tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError as error:
             raise SuiteError(f"override: {key}: got {text!r}, not valid TOML: {error}") from None
-    kind = int if key in WHOLE_KEYS else float if key in REAL_KEYS else str
-    values = [_scalar(item.strip(), kind) for item in text.split(",")]
-    return [_triple(value) for value in values] if key in TRIPLE_KEYS else values
+    words = vocabulary()
+    is_key = key in words.types
+    kinds = [
+        kind
+        for kind, holds in (
+            (int, words.is_whole),
+            (float, words.is_real),
+            (_flag, words.is_flag),
+            (_triple, words.is_tuple),
+        )
+        if is_key and holds(key)
+    ]
+    return [_scalar(item.strip(), *kinds) for item in text.split(",")]
 
 
-def _scalar(text: str, kind: type) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        return text
+def _scalar(text: str, *kinds: Callable[[str], Any]) -> Any:
+    """The text as the first of these that it can be; what is none of them stays text, for the check to refuse."""
+    for kind in kinds:
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
-def _triple(text: str) -> list[int] | str:
-    return [int(part) for part in text.split("x")] if re.fullmatch(r"\d+(x\d+)*", text) else text
+def _flag(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise ValueError(text)
+    return text == "true"
+
+
+def _triple(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(x\d+)*", text):
+        raise ValueError(text)
+    return [int(part) for part in text.split("x")]
 
 
 def _sizes(text: str) -> dict[str, list[int]]:
@@ -151,10 +168,10 @@ def _changed(variant: Variant, keys: Iterable[str]) -> Variant:
     if gone & LENGTH_KEYS:
         gone |= LENGTH_KEYS
     lost = gone & variant.options.keys()
-    kept = {key: value for key, value in variant if key in variant.model_fields_set - lost}
-    kept["when"] = {key: value for key, value in variant.when.items() if key not in gone}
-    if gone & (LENGTH_KEYS | SECTIONS["bsa"].model_fields.keys()):
-        kept["paper"] = None
-    if lost:
-        kept["name"] = f"{variant.name} (changed)"
-    return Variant(**kept)
+    return replace(
+        variant,
+        name=f"{variant.name} (changed)" if lost else variant.name,
+        options={key: value for key, value in variant.options.items() if key not in lost},
+        when={key: value for key, value in variant.when.items() if key not in gone},
+        paper=None if gone & (LENGTH_KEYS | vocabulary().options) else variant.paper,
+    )

@@ -20,6 +20,7 @@ _EXPECTED = {
     "model_type": "a table",
     "model_attributes_type": "a table",
     "too_long": "exactly three integers",
+    "bool_type": "true or false",
     "too_short": "at least one value",
 }
 

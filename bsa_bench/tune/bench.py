@@ -12,13 +12,14 @@ from torch import Tensor
 from bsa_bench.inputs import make_qkv, random_like_output
 from bsa_bench.measure.sampling import Protocol, collect, warm_up
 from bsa_bench.measure.timer import Timer
-from bsa_bench.operator import Operator, Stage
 from bsa_bench.tune.candidates import Question
 from bsa_bench.verify import judged, verify
+from bsa_bench.verify.oracle import plan_reference
 from bsa_bench.workload import DType, InputSpec, Workload
 from bsa_kernels import BlockGrid, BlockPlan, make_bsa_plan
 from bsa_kernels.block_sparse.tile_table import Kernel, Tile, Tiles, arch_of, tiles_for
-from bsa_kernels.engines import triton
+from bsa_kernels.engines.triton import TritonEngine
+from bsa_kernels.operator import Operator, Stage
 
 BLOCK_SIZE = 64
 HEADS = 12
@@ -77,20 +78,29 @@ class Bench:
         keep = question.kept_rows / BLOCK_SIZE
         plan = make_bsa_plan(q, k, grid=_SMALL, query_keep=keep, kv_density=_SMALL_DENSITY)
         scale, tiles = head_dim**-0.5, self._tiles(question, tile)
-        tables = triton.prepare(plan, head_dim=head_dim, dtype=self._dtype, tiles=tiles)
+        engine = _engine(tiles)
+        tables = engine.prepare(plan, q)
         operator = Operator(
             (
                 Stage("plan", (), ("plan", "prepared"), lambda: (plan, tables), differentiable=False),
                 Stage(
                     "attend",
-                    ("q", "k", "v", "prepared"),
+                    ("q", "k", "v"),
                     ("o",),
-                    lambda q, k, v, prepared: (triton.attend_tokens(q, k, v, prepared, scale=scale),),
+                    lambda q, k, v, plan, prepared: (engine.attend(q, k, v, plan, prepared, scale=scale),),
+                    constants=("plan", "prepared"),
                 ),
             )
         )
-        grad = None if question.kernel == "attend" else do
-        found, _ = verify(operator, q, k, v, grad, grid=grid, scale=scale, seed=0)
+        found, _ = verify(
+            operator,
+            {"q": q, "k": k, "v": v},
+            None if question.kernel == "attend" else do,
+            oracle=lambda tensors, _, rows, head: plan_reference(tensors, plan, rows, head, scale=scale),
+            grid=grid,
+            scale=scale,
+            seed=0,
+        )
         return judged(found, _CHECKED[question.kernel]).reason
 
     @torch.no_grad()
@@ -129,7 +139,7 @@ class Bench:
         from bsa_kernels.block_sparse.triton_gradients import launch_grad_kv, launch_grad_q, launch_pack_rows
 
         scale, tiles = question.head_dim**-0.5, self._tiles(question, tile)
-        tables = triton.prepare(on.plan, head_dim=question.head_dim, dtype=self._dtype, tiles=tiles)
+        tables = _engine(tiles).prepare(on.plan, on.q)
         if question.kernel == "attend":
             return lambda: launch_attend(on.q, on.k, on.v, tables, scale=scale)
         rows = launch_pack_rows(on.q, on.o, on.do, tables)
@@ -156,9 +166,13 @@ class Bench:
             q, k, v, do = same.q, same.k, same.v, same.do
         keep = question.kept_rows / BLOCK_SIZE
         plan = make_bsa_plan(q, k, grid=workload.token_grid, query_keep=keep, kv_density=KV_DENSITY)
-        tables = triton.prepare(plan, head_dim=question.head_dim, dtype=self._dtype, tiles=self._in_force(question))
+        tables = _engine(self._in_force(question)).prepare(plan, q)
         o, lse = launch_attend(q, k, v, tables, scale=question.head_dim**-0.5)
         return _Problem(q, k, v, do, plan, o, lse)
+
+
+def _engine(tiles: Tiles) -> TritonEngine:
+    return TritonEngine(change_tiles=lambda *_: tiles)
 
 
 def workload_of(tokens: int, *, head_dim: int, heads: int, dtype: DType) -> Workload:

@@ -105,10 +105,10 @@ def _option(best: dict[Kernel, Outcome], *, is_fused: bool) -> _Option:
 def _replaced(
     table: Sequence[Entry], option: _Option, outcomes: Sequence[Outcome], arch: Arch, origin: Origin
 ) -> list[Entry]:
-    entries = {(entry.kernel, entry.arch, entry.head_dim, entry.kept_rows, entry.min_list): entry for entry in table}
+    entries = {(entry.kernel, entry.arch, entry.head_dim, entry.kept_rows): entry for entry in table}
     for kernel, outcome in option.chosen.items():
         question = outcome.candidate.question
-        key = (kernel, arch, question.head_dim, question.kept_rows, 0)
+        key = (kernel, arch, question.head_dim, question.kept_rows)
         rivals = [each for each in outcomes if each.candidate.question == question]
         entries[key] = Entry(
             kernel=kernel,

@@ -14,9 +14,9 @@ _OPTIONAL = {
         name: Tile.__dataclass_fields__[name].default
         for name in ("group", "pack", "transposed", "maxnreg", "specialized")
     },
-    **{name: Entry.__dataclass_fields__[name].default for name in ("min_list", "is_default_backward")},
+    "is_default_backward": Entry.__dataclass_fields__["is_default_backward"].default,
 }
-_FIRST = ("kernel", "arch", "head_dim", "kept_rows", "min_list")
+_FIRST = ("kernel", "arch", "head_dim", "kept_rows")
 _LAST = ("is_default_backward", "reason")
 
 

@@ -16,17 +16,23 @@ on a whole row.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bsa_bench.operator import Operator
-from bsa_bench.result import Correctness, ErrorFigures
-from bsa_bench.verify.sample import MAX_SCORES, HeadRows, RowSample, head_rows, sample_rows
+from bsa_bench.contract import Method, MethodOptions, Reference
+from bsa_bench.result import Case, Correctness, ErrorFigures
+from bsa_bench.verify.oracle import causal_mask
+from bsa_bench.verify.sample import MAX_SCORES, RowSample, sample_rows
 from bsa_kernels import BlockGrid, BlockPlan
 from bsa_kernels.engines.reference import masked_attention
+from bsa_kernels.operator import Operator
+
+#: From the tensors of one head, what the operator decided, the rows to compute and (batch, head), its output.
+Oracle = Callable[[Mapping[str, Tensor], Mapping[str, Any], RowSample, tuple[int, int]], Reference]
 
 SLACK = 2.0
 #: The extreme of many errors spreads wider than their mean: correct engines came to 0.5 of this budget (fp32 and fp64,
@@ -37,64 +43,115 @@ ROUNDING = 0.5
 SUM_LANES = 16
 #: Stands for an error that is not finite, which a stored figure has to be.
 _TOO_LARGE = 1e100
-_GRADS = ("grad_q", "grad_k", "grad_v")
 
 
 def verify(
     operator: Operator,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    tensors: Mapping[str, Tensor],
     grad: Tensor | None,
     *,
+    oracle: Oracle,
     grid: BlockGrid,
     scale: float,
     seed: int,
+    trained: Collection[str] = ("q", "k", "v"),
+    against_dense: bool = True,
+    causal: bool = False,
     max_scores: int = MAX_SCORES,
-) -> tuple[Correctness, BlockPlan | None]:
+) -> tuple[Correctness, dict[str, Any]]:
     """Run the operator once (and its backward where `grad`, dO, is given) and compare it with the oracle.
 
     Args:
-        q, k, v, grad: [B, H, L, D].
-        grid: blocks of which whole ones are sampled where there is no plan.
+        operator: what is verified.
+        tensors: its inputs by name, q, k and v [B, H, L, D] among them.
+        grad: dO [B, H, L, D].
+        oracle: the method's definition; differentiable in the tensors that it is given.
+        grid: blocks of which whole ones are sampled where the operator makes no plan.
+        scale: of the logits.
         seed: of the sample of blocks.
+        trained: the tensors whose gradients are compared.
+        against_dense: whether the output is compared with dense attention's too; causal dense attention's if `causal`.
         max_scores: see `sample_rows`.
 
     Returns:
-        The verdict, and the plan that the operator made (None for dense attention).
+        The verdict, and the state that the operator left.
     """
-    before = [x.clone() for x in (q, k, v)]
+    before = {name: x.clone() for name, x in tensors.items()}
+    q = tensors["q"]
     _poison(q)
-    leaves = [x.detach().requires_grad_(grad is not None) for x in (q, k, v)]
+    leaves = {name: x.detach().requires_grad_(grad is not None and name in trained) for name, x in tensors.items()}
     with torch.set_grad_enabled(grad is not None):
-        state = operator.run(*leaves)
-    plan: BlockPlan | None = state.get("plan")
-    sample = sample_rows(plan.q_grid if plan is not None else grid, seed=seed, device=q.device, max_scores=max_scores)
+        state = operator.run(leaves)
+    plan = state.get("plan")
+    sample = sample_rows(
+        plan.q_grid if isinstance(plan, BlockPlan) else grid, seed=seed, device=q.device, max_scores=max_scores
+    )
     out = state["o"].detach()
     found: dict[str, Tensor] = {"output": out[:, :, sample.tokens]}
     masked_grad = None
     if grad is not None:
         masked_grad = torch.zeros_like(grad).index_copy_(2, sample.tokens, grad[:, :, sample.tokens])
-        found.update(zip(_GRADS, torch.autograd.grad(state["o"], leaves, masked_grad), strict=True))
+        wanted = {name: leaves[name] for name in trained}
+        found |= {
+            f"grad_{name}": gradient
+            for name, gradient in zip(
+                wanted, torch.autograd.grad(state["o"], list(wanted.values()), masked_grad), strict=True
+            )
+        }
+    state = {name: x.detach() if isinstance(x, Tensor) else x for name, x in state.items()}
     with torch.no_grad():
-        repeat_identical = torch.equal(operator.forward(q, k, v), out)
-    unchanged = all(torch.equal(a, b) for a, b in zip(before, (q, k, v), strict=True))
-    totals = _compare(found, before, masked_grad, plan, sample, scale)
+        repeat_identical = torch.equal(operator.forward(tensors), out)
+    unchanged = all(torch.equal(x, tensors[name]) for name, x in before.items())
+    comparison = _Comparison(found, before, masked_grad, state, sample, oracle)
+    totals = comparison.run()
+    if against_dense:
+        comparison.run_dense(totals.dense, scale, causal=causal)
     figures = {name: sums.figures() for name, sums in totals.error.items()}
     budget, max_abs_budget = _budgets(totals, q.dtype)
     correctness = Correctness(
-        oracle="fp64 masked attention by head" if plan is not None else "fp64 dense attention by head",
+        oracle="fp64 masked attention by head" if plan is not None else "fp64 definition by head",
         checked=figures,
         budget=budget,
         max_abs_budget=max_abs_budget,
         rows=len(sample.tokens),
         passed=True,
-        dense=totals.dense.figures() if plan is not None else None,
-        mass_kept=float(torch.cat(totals.mass).mean()) if plan is not None else None,
+        dense=totals.dense.figures() if against_dense else None,
+        mass_kept=float(torch.cat(totals.mass).mean()) if totals.mass else None,
         inputs_unchanged=unchanged,
         repeat_identical=repeat_identical,
     )
-    return judged(correctness, list(figures)), plan
+    return judged(correctness, list(figures)), state
+
+
+def verify_case(
+    case: Case,
+    method: Method,
+    operator: Operator,
+    tensors: Mapping[str, Tensor],
+    grad: Tensor | None,
+    *,
+    options: MethodOptions,
+    scale: float,
+    seed: int,
+    max_scores: int = MAX_SCORES,
+) -> tuple[Correctness, dict[str, Any]]:
+    """Verify a case's operator against its method's definition; arguments and result as `verify`."""
+    specs = method.tensors(case.workload, options)
+    return verify(
+        operator,
+        tensors,
+        grad,
+        oracle=lambda one, state, rows, head: method.reference(
+            case.workload, options, one, state, rows, head, scale=scale
+        ),
+        grid=BlockGrid(case.workload.token_grid, (4, 4, 4)),
+        scale=scale,
+        seed=seed,
+        trained=[name for name in tensors if name not in specs or specs[name].trains],
+        against_dense=case.claims.approximates_dense and not case.claims.is_dense,
+        causal=case.claims.causal,
+        max_scores=max_scores,
+    )
 
 
 def judged(correctness: Correctness, names: Collection[str]) -> Correctness:
@@ -168,34 +225,62 @@ class _Totals:
     most_keys: int = 0
 
 
-def _compare(
-    found: dict[str, Tensor],
-    qkv: Sequence[Tensor],
-    grad: Tensor | None,
-    plan: BlockPlan | None,
-    sample: RowSample,
-    scale: float,
-) -> _Totals:
-    totals = _Totals({name: _Sums() for name in found}, {name: _Sums() for name in found})
-    batch, heads = qkv[0].shape[:2]
-    low = _plain_dtype(qkv[0].dtype)
-    for b in range(batch):
-        for h in range(heads):
-            head = head_rows(plan, sample, b, h)
-            q, k, v = (x[b, h] for x in qkv)
-            grad_rows = None if grad is None else grad[b, h, sample.tokens]
-            totals.most_keys = max(totals.most_keys, _most_keys(head, len(k)))
-            truth = _oracle(q.double(), k.double(), v.double(), grad_rows, head, scale)
-            plain = _oracle(q.to(low), k.to(low), v.to(low), grad_rows, head, scale)
-            for name in found:
-                totals.error[name].add(found[name][b, h], truth[name])
+@dataclass
+class _Comparison:
+    """What the operator gave on the sampled tokens, and what it is compared with, head by head."""
+
+    found: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    grad: Tensor | None
+    state: Mapping[str, Any]
+    sample: RowSample
+    oracle: Oracle
+
+    def run(self) -> _Totals:
+        """Sum the errors of what was found, and of the same by plain arithmetic in the tensors' own dtype."""
+        totals = _Totals({name: _Sums() for name in self.found}, {name: _Sums() for name in self.found})
+        low = _plain_dtype(self.tensors["q"].dtype)
+        for head in self._heads():
+            truth, facts = self._truth(head, torch.float64)
+            plain, _ = self._truth(head, low)
+            totals.most_keys = max(totals.most_keys, facts.num_keys)
+            totals.largest_lse = max(totals.largest_lse, facts.largest_lse)
+            if facts.mass_kept is not None:
+                totals.mass.append(facts.mass_kept)
+            for name, found in self.found.items():
+                totals.error[name].add(found[head], truth[name])
                 if _is_sound(plain[name]):  # float16 scores may overflow; the budget is then the floor
                     totals.plain[name].add(plain[name], truth[name])
-            if grad is not None:
-                totals.largest_lse = max(totals.largest_lse, _largest_lse(q, k, head, scale))
-            if plan is not None:
-                _against_dense(totals, found["output"][b, h], q, k, v, head, sample, scale)
-    return totals
+        return totals
+
+    @torch.no_grad()
+    def run_dense(self, sums: _Sums, scale: float, *, causal: bool) -> None:
+        """Add the error of the sampled tokens against dense attention."""
+        tokens = self.sample.tokens
+        mask = causal_mask(tokens, self.tensors["k"].shape[2]) if causal else None
+        for head in self._heads():
+            q, k, v = (self.tensors[name][head].double() for name in "qkv")
+            sums.add(self.found["output"][head], masked_attention(q[tokens], k, v, mask, scale=scale))
+
+    def _heads(self) -> list[tuple[int, int]]:
+        batch, heads = self.tensors["q"].shape[:2]
+        return [(b, h) for b in range(batch) for h in range(heads)]
+
+    def _truth(self, head: tuple[int, int], dtype: torch.dtype) -> tuple[dict[str, Tensor], Reference]:
+        """Output on the sampled tokens, and gradients of the whole tensors of one head, computed in `dtype`."""
+        leaves = {
+            name: x[head].to(dtype).detach().requires_grad_(f"grad_{name}" in self.found)
+            for name, x in self.tensors.items()
+        }
+        with torch.set_grad_enabled(self.grad is not None):
+            reference = self.oracle(leaves, self.state, self.sample, head)
+        result = {"output": reference.output.detach()}
+        if self.grad is not None:
+            wanted = {name: x for name, x in leaves.items() if x.requires_grad}
+            grad_rows = self.grad[head][self.sample.tokens].to(reference.output.dtype)
+            gradients = torch.autograd.grad(reference.output, list(wanted.values()), grad_rows)
+            result |= {f"grad_{name}": gradient for name, gradient in zip(wanted, gradients, strict=True)}
+        return result, reference
 
 
 def _budgets(totals: _Totals, dtype: torch.dtype) -> tuple[dict[str, float], dict[str, float]]:
@@ -207,7 +292,7 @@ def _budgets(totals: _Totals, dtype: torch.dtype) -> tuple[dict[str, float], dic
     largest: dict[str, float] = {}
     for name, plain in totals.plain.items():
         floor = ROUNDING * eps + FLOOR_EPS * sum_eps + sum_eps / 2 * totals.most_keys / SUM_LANES
-        floor += sum_eps * totals.largest_lse if name in _GRADS else 0
+        floor += sum_eps * totals.largest_lse if name.startswith("grad_") else 0
         relative[name] = SLACK * shrink * plain.figures().relative_l2 + floor
         largest[name] = MAX_SLACK * (SLACK * shrink * plain.max_abs + floor * (totals.error[name].largest or 1.0))
     return relative, largest
@@ -221,45 +306,6 @@ def _plain_dtype(dtype: torch.dtype) -> torch.dtype:
 def _is_sound(x: Tensor) -> bool:
     """Whether all of `x` is finite and its square too."""
     return bool((x.abs() < _TOO_LARGE).all())
-
-
-def _oracle(q: Tensor, k: Tensor, v: Tensor, grad: Tensor | None, head: HeadRows, scale: float) -> dict[str, Tensor]:
-    """Output on the sampled tokens and gradients of the whole q, k, v [L, D] of one head, in the format of q."""
-    leaves = [x.detach().requires_grad_(grad is not None) for x in (q, k, v)]
-    with torch.set_grad_enabled(grad is not None):
-        rows = masked_attention(leaves[0][head.rows], leaves[1], leaves[2], head.mask, scale=scale)
-        out = rows[head.source.clamp(min=0)].masked_fill((head.source < 0).unsqueeze(-1), 0)
-    result = {"output": out.detach()}
-    if grad is not None:
-        result.update(zip(_GRADS, torch.autograd.grad(out, leaves, grad.to(out.dtype)), strict=True))
-    return result
-
-
-def _most_keys(head: HeadRows, num_keys: int) -> int:
-    """The most keys that a computed row sees."""
-    return num_keys if head.mask is None else int(head.mask.sum(-1).max())
-
-
-@torch.no_grad()
-def _largest_lse(q: Tensor, k: Tensor, head: HeadRows, scale: float) -> float:
-    """Largest |log-sum-exp| of the computed rows; rows that see nothing have none."""
-    scores = (q[head.rows].double() @ k.double().T) * scale
-    if head.mask is not None:
-        scores = scores.masked_fill(~head.mask, -torch.inf)
-    lse = scores.logsumexp(-1)
-    return float(lse[lse.isfinite()].abs().max()) if bool(lse.isfinite().any()) else 0.0
-
-
-@torch.no_grad()
-def _against_dense(
-    totals: _Totals, found: Tensor, q: Tensor, k: Tensor, v: Tensor, head: HeadRows, sample: RowSample, scale: float
-) -> None:
-    """Error of the sampled tokens against dense attention, and the dense mass that the computed rows kept."""
-    q, k, v = q.double(), k.double(), v.double()
-    totals.dense.add(found, masked_attention(q[sample.tokens], k, v, None, scale=scale))
-    weights = ((q[head.rows] @ k.T) * scale).softmax(-1)
-    assert head.mask is not None
-    totals.mass.append((weights * head.mask).sum(-1))
 
 
 def _poison(like: Tensor) -> None:

@@ -49,10 +49,8 @@ class HeadRows:
     source: Tensor
 
 
-def head_rows(plan: BlockPlan | None, sample: RowSample, batch: int, head: int) -> HeadRows:
+def head_rows(plan: BlockPlan, sample: RowSample, batch: int, head: int) -> HeadRows:
     """Read one head of a plan by its token-level tables, never by its lists of indices."""
-    if plan is None:
-        return HeadRows(sample.tokens, None, torch.arange(len(sample.tokens), device=sample.tokens.device))
     device = plan.device
     token_of_slot = plan.q_grid.token_of_slot(device)[sample.blocks]  # [S, M]
     kept = plan.kept_slots[batch, head, sample.blocks].long()  # [S, K]
@@ -64,4 +62,7 @@ def head_rows(plan: BlockPlan | None, sample: RowSample, batch: int, head: int) 
     block_of_key = plan.kv_grid.slot_of_token(device) // plan.kv_grid.block_size
     sees = plan.block_mask[batch, head, sample.blocks][:, block_of_key]  # [S, L]
     owner = torch.arange(len(sample.blocks), device=device).unsqueeze(1).expand_as(kept)[is_kept]
-    return HeadRows(rows, sees[owner], source)
+    mask = sees[owner]
+    if not plan.rule.is_full:
+        mask &= plan.rule.sees(rows.unsqueeze(1), torch.arange(mask.shape[1], device=device))
+    return HeadRows(rows, mask, source)

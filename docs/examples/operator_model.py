@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from bsa_kernels.bsa.fused import selection_cost
-from bsa_kernels.bsa.options import BsaOptions
+from bsa_kernels.methods.bsa.fused import selection_cost
+from bsa_kernels.methods.bsa.options import BsaOptions
 
 DEVICE = "H200-SXM"
 COPY_BYTES_PER_S = 4.3e12  # a device copy of torch on one H200, measured

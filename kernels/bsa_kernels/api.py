@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from bsa_kernels.bsa import stages
-from bsa_kernels.bsa.options import BsaOptions, Fill, KvRule, QueryRule
-from bsa_kernels.engines import FUSED, auto_engine, get_engine, get_fused
+from bsa_kernels.block_engine import BlockEngine
+from bsa_kernels.engines import auto_engine, get_engine
 from bsa_kernels.grid import BlockGrid
+from bsa_kernels.methods.bsa import stages
+from bsa_kernels.methods.bsa.options import BsaOptions, Fill, KvRule, QueryRule
+from bsa_kernels.methods.bsa.pipeline import bsa_operator
+from bsa_kernels.operator import Operator
 from bsa_kernels.plan import BlockPlan
+from bsa_kernels.stages import plan_stages
+from bsa_kernels.tracing import ask_once
 
 
 def make_bsa_plan(
@@ -47,7 +53,7 @@ def make_bsa_plan(
     Raises:
         ValueError: names the argument, what was expected and what was given.
 
-    Source: arXiv 2509.01085; what the paper leaves open is decided in `docs/method.md`.
+    Source: arXiv 2509.01085; what the paper leaves open is decided in `docs/methods/bsa.md`.
     """
     options = _options(
         grid,
@@ -62,8 +68,11 @@ def make_bsa_plan(
     stages.check_qkv(q, k, k, options.grid)
     q_grid, kv_grid = stages.grids(options)
     with torch.no_grad():
-        selection = stages.select(q_grid.permute(q), kv_grid.permute(k), options, scale=scale)
-        return stages.build_plan(selection, options)
+        tiles = q_grid.permute(q), kv_grid.permute(k)
+        selected = stages.select_tokens(
+            *tiles, options, scale=stages.default_scale(q, scale), is_tiled=True, in_triton=False
+        )
+        return stages.build_plan(selected, options)
 
 
 def bsa_attention(
@@ -96,8 +105,8 @@ def bsa_attention(
         tiled: q, k, v and the result are tile-major [B, H, N*M, D], see `tile_permute`; padding is not read, and zero
             in the result.
 
-    Under `torch.compile` and `torch.export` the engine `triton` is two opaque operators; under autocast q, k and v are
-    converted first; `torch.use_deterministic_algorithms` makes its backward add in a fixed order.
+    Under `torch.compile` and `torch.export` the engine `triton` is three opaque operators; under autocast q, k and v
+    are converted first; `torch.use_deterministic_algorithms` makes its backward add in a fixed order.
 
     The other arguments are those of `make_bsa_plan`.
 
@@ -118,39 +127,73 @@ def bsa_attention(
         fill=fill,
     )
     q, k, v = _autocast(q, k, v)
-    name = _engine_for(q, k, v, engine)
+    runner = get_engine(_engine_for(q, k, v, engine), tiled=tiled)
     stages.check_qkv(q, k, v, options.grid, slots=_num_slots(options) if tiled else None)
-    if name in FUSED:
-        return _fused(q, k, v, options, scale=scale, tiled=tiled, engine=name)
-    q_grid, kv_grid = stages.grids(options)
-    if not tiled:
-        q, k, v = q_grid.permute(q), kv_grid.permute(k), kv_grid.permute(v)
-    plan = stages.build_plan(stages.select(q, k, options, scale=scale), options)
-    o = _attend(stages.Tiles(q, k, v), plan, scale, name)
-    return q_grid.permute(o) if tiled else o
+    make = bsa_operator if torch.compiler.is_compiling() else _kept_operator
+    operator = make(options, runner, scale=stages.default_scale(q, scale), is_tiled=tiled)
+    return operator.forward({"q": q, "k": k, "v": v})
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = None,
+    engine: str = "auto",
+    return_lse: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = None,
+    engine: str = "auto",
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def block_sparse_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float | None = None, engine: str = "auto"
-) -> Tensor:
-    """Attend by a plan made before, or by hand. Arguments and errors as `bsa_attention`.
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = None,
+    engine: str = "auto",
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attend by a plan made before, or by hand. Arguments and errors as `bsa_attention`, but for those named here.
+
+    Args:
+        q: [B, H, Lq, D] in natural order of the plan's grid of queries.
+        k, v: [B, H, P + Lk, D]: the plan's prefix, then the tokens of its grid of keys in natural order.
+        plan: what attends to what, for these B and H on this device.
+        return_lse: also return the log-sum-exp of each token's logits [B, H, Lq], fp32 (fp64 for fp64 inputs), by
+            which `merge_streams` joins attention over other keys; -inf for a token that sees nothing or is filled by
+            zero. Differentiable.
 
     Raises:
-        ValueError: q, k, v do not fit the plan.
+        ValueError: q, k, v do not fit the plan, or the engine does not run it, or gives no log-sum-exp.
     """
     q, k, v = _autocast(q, k, v)
     name = _engine_for(q, k, v, engine)
-    stages.check_qkv(q, k, v, plan.q_grid.grid)
+    stages.check_qkv(q, k, v, plan.q_grid.grid, num_keys=None if plan.is_plain else plan.keys.num_keys)
     if plan.shape[:2] != q.shape[:2] or plan.device != q.device:
         raise ValueError(
             f"plan: expected (B, H) = {tuple(q.shape[:2])} on {q.device}, got {plan.shape[:2]} on {plan.device}"
         )
-    if name in FUSED:
-        fused = get_fused(name)
-        tables = fused.prepare(plan, head_dim=q.shape[-1], dtype=q.dtype)
-        return fused.attend_tokens(q, k, v, tables, scale=stages.default_scale(q, scale))
-    tiles = stages.Tiles(plan.q_grid.permute(q), plan.kv_grid.permute(k), plan.kv_grid.permute(v))
-    return _attend(tiles, plan, scale, name)
+    lse = "lse" if return_lse else None
+    operator = Operator(plan_stages(get_engine(name), plan, scale=stages.default_scale(q, scale), lse=lse))
+    state = operator.run({"q": q, "k": k, "v": v})
+    return (state["o"], state["lse"]) if return_lse else state["o"]
 
 
 def tile_permute(x: Tensor, *, grid: Sequence[int], block: Sequence[int] = (4, 4, 4)) -> Tensor:
@@ -180,50 +223,16 @@ def _engine_for(q: Tensor, k: Tensor, v: Tensor, engine: str) -> str:
     return name
 
 
-@torch.compiler.assume_constant_result
+@ask_once
 def _unsupported(name: str, device: torch.device, dtype: torch.dtype, head_dim: int, backward: bool) -> str | None:
     """What the engine says; asked once where a compiler traces, for the answer does not change."""
     return get_engine(name).unsupported(device, dtype, head_dim, backward=backward)
 
 
-def _attend(tiles: stages.Tiles, plan: BlockPlan, scale: float | None, engine: str) -> Tensor:
-    runner = get_engine(engine)
-    factor = stages.default_scale(tiles.q, scale)
-    return plan.fill_output(runner.attend(tiles.q, tiles.k, tiles.v, plan, runner.prepare(plan), scale=factor))
-
-
-def _fused(
-    q: Tensor, k: Tensor, v: Tensor, options: BsaOptions, *, scale: float | None, tiled: bool, engine: str
-) -> Tensor:
-    """Two operators: tables of a plan, and attention by them. Nothing else, so that a compiler sees through it."""
-    from bsa_kernels.block_sparse import ops
-    from bsa_kernels.block_sparse.tables import encode_shape
-
-    q_grid, kv_grid = stages.grids(options)
-    numbers = encode_shape(
-        q_grid,
-        kv_grid,
-        is_tiled=tiled,
-        fills=not (options.query_keep == 1 and q_grid.is_even),
-        expected_list=math.ceil(options.kv_density * kv_grid.num_blocks),
-    )
-    if engine == "gluon":
-        numbers += _gluon_tiles(options, q.shape[-1], q.dtype)
-    factor = stages.default_scale(q, scale)
-    choices = (options.query_keep, options.kv_density, options.query_rule, options.kv_rule, options.fill)
-    tensors = ops.make_tables(q.detach(), k.detach(), numbers, *choices, factor)
-    return ops.attend(q, k, v, tensors, numbers, scale=factor)
-
-
-@torch.compiler.assume_constant_result
-def _gluon_tiles(options: BsaOptions, head_dim: int, dtype: torch.dtype) -> list[int]:
-    """The tiles of the engine gluon as integers; what `triton` runs is looked up by its operators."""
-    from bsa_kernels.bsa.queries import kept_rows
-    from bsa_kernels.engines.gluon import specialized_tiles
-
-    q_grid, kv_grid = stages.grids(options)
-    kept = kept_rows(q_grid, options.query_rule, options.query_keep)
-    return specialized_tiles(kv_grid, kept_rows=kept, head_dim=head_dim, dtype=dtype).encode()
+@lru_cache(maxsize=64)
+def _kept_operator(options: BsaOptions, engine: BlockEngine, *, scale: float, is_tiled: bool) -> Operator:
+    """`bsa_operator`, made once for each layer of a model; a compiler traces its making instead."""
+    return bsa_operator(options, engine, scale=scale, is_tiled=is_tiled)
 
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,9 +5,9 @@ One description for both, so that what is timed, what is verified and what `bsa_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -94,6 +94,117 @@ class Operator:
                 _add_gradients(grads, leaves, made)
             mark(f"{stage.name}_backward")
         return state, {name: grads[name] for name in tensors if name in grads}
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """Heads with an operator of their own: other blocks, another order of tokens, another method.
+
+    `heads` are numbers of heads of the whole; the operator sees its heads alone, in this order.
+    """
+
+    name: str
+    heads: tuple[int, ...]
+    operator: Operator
+
+
+def split_heads(groups: Sequence[HeadGroup], *, shared: Sequence[str] = ()) -> Operator:
+    """Run each group's operator on its heads, and join the outputs in the order of heads.
+
+    A stage `split` gives each group its heads (dim 1) of every tensor that its operator reads; the groups' stages
+    follow, each with the group's name behind its own and behind all that it reads and writes (stage `attend[local]`
+    leaves `plan[local]`); the last stage `join` makes `o`. Gradients flow through all of it, staged or not.
+
+    Args:
+        groups: which together have each head once.
+        shared: names of what is no tensor of heads: the groups get it whole.
+
+    Raises:
+        ValueError: the groups have not every head once, two have one name, or an operator makes no `o`. On running: a
+            tensor has another number of heads.
+    """
+    num_heads = _count_heads(groups)
+    reads = {group.name: _external(group.operator, shared) for group in groups}
+    split_inputs = list(dict.fromkeys(x for inputs, _ in reads.values() for x in inputs))
+    split_constants = [
+        x for x in dict.fromkeys(x for _, constants in reads.values() for x in constants) if x not in split_inputs
+    ]
+    made = [(group, name) for group in groups for kind in reads[group.name] for name in kind]
+
+    def split(*tensors: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip((*split_inputs, *split_constants), tensors, strict=True))
+        for name, x in given.items():
+            if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != num_heads:
+                got = list(x.shape) if isinstance(x, Tensor) else x
+                raise ValueError(f"{name}: expected a tensor [B, {num_heads}, ...], got {got}")
+        return tuple(_take_heads(given[name], group.heads) for group, name in made)
+
+    order = [head for group in groups for head in group.heads]
+    place = [order.index(head) for head in range(num_heads)]
+
+    def join(*outs: Tensor) -> tuple[Tensor]:
+        return (_take_heads(torch.cat(outs, 1), place),)
+
+    outputs = tuple(f"{name}[{group.name}]" for group, name in made)
+    return Operator(
+        (
+            Stage("split", tuple(split_inputs), outputs, split, constants=tuple(split_constants)),
+            *(_renamed(stage, group.name, shared) for group in groups for stage in group.operator.stages),
+            Stage("join", tuple(f"o[{group.name}]" for group in groups), ("o",), join),
+        )
+    )
+
+
+def _count_heads(groups: Sequence[HeadGroup]) -> int:
+    """How many heads the groups have, each once.
+
+    Raises:
+        ValueError: they have not, or cannot be told apart, or one makes no `o`.
+    """
+    names = [group.name for group in groups]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"groups: expected at least one, each with a name of its own, got the names {names}")
+    heads = sorted(head for group in groups for head in group.heads)
+    if heads != list(range(len(heads))) or not all(group.heads for group in groups):
+        got = ", ".join(f"{group.name}: {tuple(group.heads)}" for group in groups)
+        raise ValueError(f"groups: expected each head from 0 on once, and at least one in each group, got {got}")
+    for group in groups:
+        if not any("o" in stage.outputs for stage in group.operator.stages):
+            raise ValueError(f"groups: expected an operator that makes 'o', got none in {group.name}")
+    return len(heads)
+
+
+def _external(operator: Operator, shared: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What an operator's stages read and none made before: as inputs, and as constants alone; `shared` left out."""
+    inputs: dict[str, None] = {}
+    constants: dict[str, None] = {}
+    made: set[str] = set(shared)
+    for stage in operator.stages:
+        inputs.update((name, None) for name in stage.inputs if name not in made)
+        constants.update((name, None) for name in stage.constants if name not in made)
+        made.update(stage.outputs)
+    return list(inputs), [name for name in constants if name not in inputs]
+
+
+def _renamed(stage: Stage, group: str, shared: Sequence[str]) -> Stage:
+    def rename(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name if name in shared else f"{name}[{group}]" for name in names)
+
+    return replace(
+        stage,
+        name=f"{stage.name}[{group}]",
+        inputs=rename(stage.inputs),
+        constants=rename(stage.constants),
+        outputs=rename(stage.outputs),
+    )
+
+
+def _take_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
+    """Heads (dim 1) in this order; a view where they follow each other."""
+    first, count = heads[0], len(heads)
+    if list(heads) == list(range(first, first + count)):
+        return x.narrow(1, first, count)
+    return x.index_select(1, torch.tensor(heads, device=x.device))
 
 
 def _add_gradients(grads: dict[str, Tensor], leaves: dict[str, Tensor], made: list[tuple[str, Tensor]]) -> None:

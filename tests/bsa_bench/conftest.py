@@ -5,7 +5,6 @@ import sys
 
 import pytest
 from cli_factory import TINY
-from static_examples import shared_cache
 from static_factory import Toys
 
 from bsa_bench.cli import main
@@ -42,4 +41,4 @@ def bench(monkeypatch, capsys):
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory):
     """Toy kernels, compiled and read: `toys(release, name, arch)`."""
-    return Toys(shared_cache(tmp_path_factory), tmp_path_factory.mktemp("toys"))
+    return Toys(tmp_path_factory.mktemp("toys"))

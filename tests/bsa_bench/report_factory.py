@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bsa_bench.catalog import make_case
+from bsa_bench.methods.bsa import BsaOptions
 from bsa_bench.result import (
-    BsaOptions,
     Case,
     Correctness,
     Environment,
@@ -44,9 +45,7 @@ def case(
     paper: PaperClaim | None = None,
     **fields: Any,
 ) -> Case:
-    if options is None and not implementation.startswith("full"):
-        options = BsaOptions()
-    return Case(
+    return make_case(
         suite="made-up",
         workload=workload(tokens, **fields),
         implementation=implementation,
@@ -94,7 +93,7 @@ def measured(of: Case | None = None, *, median: float | None = None, seq: int = 
     """An OK result; without `median` the latency follows from the FLOP and a made-up engine's speed."""
     of = of or case()
     factor, dense_flop, tokens = PASS_FACTOR[of.passes], of.workload.dense_flop, of.workload.num_tokens
-    density = of.options.kv_density * of.options.query_keep * 1.02 if of.options else 1.0
+    density = of.options["kv_density"] * of.options["query_keep"] * 1.02 if of.options else 1.0
     density = min(density, 1.0)
     flop = factor * dense_flop * density
     attend = flop / SPEED.get(of.engine, 60e9) + 2e-5 * factor
@@ -126,7 +125,7 @@ def measured(of: Case | None = None, *, median: float | None = None, seq: int = 
             flops_nominal=flop * 0.98,
             flops_dense_equiv=factor * dense_flop,
             flops_selection=6.0 * tokens if of.options else 0.0,
-            sparsity_nominal=1 - of.options.kv_density * of.options.query_keep if of.options else 0.0,
+            sparsity_nominal=1 - of.options["kv_density"] * of.options["query_keep"] if of.options else 0.0,
             density_realised=density,
             plan_digest="abc123" if of.options else None,
             union_efficiency=0.755 if of.engine == "triton" else 1.0 if of.options else None,
@@ -145,6 +144,13 @@ def measured(of: Case | None = None, *, median: float | None = None, seq: int = 
         "wall_s": 4.0,
     }
     return result(of, seq=seq, **(base | fields))
+
+
+def counted(of: Case, **counters: float) -> Result:
+    """A result that is verified and has counters in place of a latency."""
+    whole = measured(of)
+    work = whole.work.model_copy(update={"counters": counters})
+    return result(of, Status.COUNTED, correctness=whole.correctness, work=work)
 
 
 def wrong(of: Case, *, seq: int = 0) -> Result:
@@ -210,6 +216,7 @@ def quick_results(lengths: Sequence[int] = (1024, 2048, 4096, 8192, 16384)) -> l
         wrong(triton[1]),
         result(case("bsa@triton", long), Status.CRASHED, reason="worker killed by signal 11 | segmentation fault"),
         result(case("full@xformers", long), Status.FELL_BACK, reason="ran the math backend\nnot its own"),
+        counted(case("bsa@reference", long), planes_per_pair=4.25),
         result(case("full@flash-attn", long), Status.UNSUPPORTED, reason="flash-attn needs a CUDA device"),
         result(case("bsa@flex", long, "backward"), Status.OOM, reason="out of memory at 7.9 GiB"),
         result(case("bsa@gather", long, "backward"), Status.NOT_MEASURED),

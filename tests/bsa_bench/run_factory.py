@@ -4,7 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from bsa_bench.result import PASSES, BsaOptions, Case, Environment, Memory, Result, Status, Timing
+from bsa_bench.catalog import make_case
+from bsa_bench.methods.bsa import BsaOptions
+from bsa_bench.result import PASSES, Environment, Memory, Result, Status, Timing
 from bsa_bench.run import DeviceModel, RunSettings, execute
 from bsa_bench.run.progress import PlainProgress
 from bsa_bench.store.writer import RunWriter
@@ -16,9 +18,9 @@ DEVICE = DeviceModel("cpu", flop_per_s=1e12, bytes_per_s=1e11, memory_bytes=8 <<
 
 
 def case(implementation="full@sdpa-flash", tokens=256, passes="forward", **fields):
-    options = None if implementation.startswith("full") else BsaOptions(**fields)
+    options = BsaOptions(**fields) if implementation.startswith("bsa") else fields
     workload = Workload(tokens=tokens, heads=1, head_dim=32)
-    return Case(suite="made-up", workload=workload, implementation=implementation, passes=passes, options=options)
+    return make_case(suite="made-up", workload=workload, implementation=implementation, passes=passes, options=options)
 
 
 def three_passes(implementation="full@sdpa-flash", tokens=256):

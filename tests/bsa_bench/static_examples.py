@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from bsa_bench.static.compile import Failure, Settings, compile_all
+from compile_cache import compile_once
+
+from bsa_bench.static.compile import Failure
 from bsa_bench.static.config import KernelConfig, load_configs
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "dense_forward.toml"
@@ -32,15 +34,10 @@ signature = { x_ptr = "*fp32", y_ptr = "*fp32", n = "i32" }
 WIDTHS = (80, 100, 120, 200)
 
 
-def shared_cache(tmp_path_factory):
-    """One folder of compiled code for a whole session of tests."""
-    return tmp_path_factory.getbasetemp() / "shared" / "static"
-
-
-def compile_examples(tmp_path_factory):
+def compile_examples():
     """The dense forward for sm_80 and sm_90, and the kernel without a loop for sm_90."""
     dense = next(each for each in load_configs(EXAMPLE) if each.name == DENSE)
     jobs = [(dense, "sm_80"), (dense, "sm_90"), (NO_LOOP, "sm_90")]
-    done = compile_all(jobs, Settings(shared_cache(tmp_path_factory)))
+    done = compile_once(jobs)
     assert not [each.message for each in done if isinstance(each, Failure)]
     return done

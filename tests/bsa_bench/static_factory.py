@@ -1,14 +1,14 @@
 """The toy kernels, compiled by each release of Triton that tests stand on, and read."""
 
 import functools
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from compile_cache import compile_once, toolchain_of
+
 from bsa_bench.static.analyse import Analysis, analyse
-from bsa_bench.static.compile import Settings, Toolchain, compile_all
+from bsa_bench.static.compile import Settings, compile_all
 from bsa_bench.static.config import ARCH_NAMES, KernelConfig
-from bsa_bench.static.toolchain import triton_toolchain
 
 TOYS = Path(__file__).parent / "static_toys" / "toys.py"
 TILE = 64
@@ -55,8 +55,7 @@ NESTED = KernelConfig(
 class Toys:
     """Toys by name and architecture; all toys of a release are compiled when the first of them is asked for."""
 
-    def __init__(self, cache, folder):
-        self._cache = cache
+    def __init__(self, folder):
         self._variants = {name: folder / name / TOYS.name for name in ("same", "commented", "changed")}
         text = TOYS.read_text()
         texts = {
@@ -90,19 +89,18 @@ class Toys:
             "commented": clipped(self._variants["commented"]),
             "changed": clipped(self._variants["changed"]),
         }
-        toolchain = Toolchain() if release == _installed() else triton_toolchain(release, self._cache)
-        settings = Settings(self._cache, toolchain=toolchain)
-        # Nothing but the folder, or nothing but line info, differs here from `clipped`: a cache of their own.
-        elsewhere = replace(settings, cache=self._variants["same"].parent / release)
+        release = None if release == _installed() else release
+        # Nothing but the folder differs here from `clipped`: a cache of its own.
+        elsewhere = Settings(self._variants["same"].parent / str(release), toolchain=toolchain_of(release))
         return {
-            **_compiled(configs, settings),
-            **_compiled({"same": clipped(self._variants["same"])}, elsewhere),
-            **_compiled({"no lines": clipped(TOYS)}, replace(elsewhere, line_info=False)),
+            **_read(configs, lambda jobs: compile_once(jobs, release=release)),
+            **_read({"no lines": clipped(TOYS)}, lambda jobs: compile_once(jobs, release=release, line_info=False)),
+            **_read({"same": clipped(self._variants["same"])}, lambda jobs: compile_all(jobs, elsewhere)),
         }
 
 
-def _compiled(configs, settings):
+def _read(configs, compile_jobs):
     jobs = {(name, arch): (config, arch) for name, config in configs.items() for arch in ARCH_NAMES}
-    done = analyse(compile_all(list(jobs.values()), settings), devices=[])
+    done = analyse(compile_jobs(list(jobs.values())), devices=[])
     assert not [each for each in done if not isinstance(each, Analysis)]
     return dict(zip(jobs, done, strict=True))

@@ -72,7 +72,7 @@ def test_the_version_is_that_of_the_package(bench):
         (["run", "--suite", "quick", "tokens=many"], "tokens"),
         (["run", "--suite", "quick", "tokens"], "expected key=value such as tokens=4096,16384"),
         (["run", "--suite", "quick", "implementation=bsa@gathr"], "did you mean 'bsa@gather'?"),
-        (["run", "--suite", "quick", "implementation=bsa@sdpa-flash"], "sdpa-flash takes no block mask"),
+        (["run", "--suite", "quick", "implementation=bsa@sdpa-flash"], "bsa needs an engine that offers blocks"),
         (["run", "--suite", "quick", "--budget", "soon"], "expected a time above zero such as 90s, 9m or 1h30m"),
         (["run", "--suite", "quick", "--time-limit", "0"], "expected a time above zero"),
         (["report", "yesterday"], "run 'yesterday': not found under results nor as a path; there are: none"),

@@ -4,8 +4,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from bsa_bench.engines.blocks import FLEX, GATHER, TRITON
 from bsa_bench.engines.dense import FLASH_ATTN, SDPA_CUDNN, SDPA_EFFICIENT, SDPA_FLASH, SDPA_MATH, XFORMERS
-from bsa_bench.engines.plan import FLEX, GATHER, TRITON
 from bsa_bench.worker import _profiled_names
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

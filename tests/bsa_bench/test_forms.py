@@ -8,17 +8,17 @@ from pydantic import ValidationError
 from run_factory import case
 
 from bsa_bench import catalog
+from bsa_bench.catalog import make_case
 from bsa_bench.engines.forms import FORMS, Extent, parse_forms
 from bsa_bench.errors import UnsupportedError, UsageError
-from bsa_bench.operator import Operator
-from bsa_bench.result import BsaOptions, Case, Status
+from bsa_bench.methods.bsa import BsaOptions
+from bsa_bench.result import Case, Status
 from bsa_bench.run.estimate import ENGINE_COST, OTHER_ENGINE, DeviceModel, engine_cost, is_interpreted, predict
 from bsa_bench.suite import override
 from bsa_bench.suite.load import load_suite
-from bsa_bench.verify import verify
+from bsa_bench.verify import verify_case
 from bsa_bench.worker import _GroupRun
 from bsa_bench.workload import Workload
-from bsa_kernels import BlockGrid
 from bsa_kernels.block_sparse.tile_table import tiles_for
 
 GRID = (8, 8, 4)
@@ -35,21 +35,22 @@ def formed(name, kept_rows=32, head_dim=128):
     return found
 
 
-def operator(implementation, **options) -> Operator:
+def operator(implementation, **options):
     workload = Workload(grid=GRID, heads=1, head_dim=16, dtype="float16")
-    one = Case(
+    one = make_case(
         suite="s",
         workload=workload,
         implementation=implementation,
         passes="forward",
         options=BsaOptions(kv_density=0.5, **options),
     )
-    return catalog.build_operator(one, scale=0.25)
+    return one, catalog.build_operator(one, scale=0.25)
 
 
 def inputs():
     make = torch.Generator().manual_seed(3)
-    return [torch.randn(1, 1, 256, 16, generator=make).half() for _ in range(4)]
+    q, k, v, grad = (torch.randn(1, 1, 256, 16, generator=make).half() for _ in range(4))
+    return {"q": q, "k": k, "v": v}, grad
 
 
 @pytest.mark.parametrize(
@@ -60,14 +61,16 @@ def inputs():
     ],
 )
 def test_every_form_gives_output_and_gradients_within_their_budget(engine):
-    found, _ = verify(operator(f"bsa@{engine}"), *inputs(), grid=BlockGrid(GRID, (4, 4, 4)), scale=0.25, seed=0)
+    one, built = operator(f"bsa@{engine}")
+    method, options = catalog.load_method("bsa"), catalog.options_of(one)
+    found, _ = verify_case(one, method, built, *inputs(), options=options, scale=0.25, seed=0)
     assert found.passed, found.reason
     assert found.checked.keys() == {"output", "grad_q", "grad_k", "grad_v"}
 
 
 def test_dense_attention_has_forms_too():
-    q, k, v, _ = inputs()
-    plain, pairs = (catalog.load_engine(name).dense(q, k, v, scale=0.25) for name in ("gather", "triton:pair"))
+    tensors, _ = inputs()
+    plain, pairs = (catalog.load_engine(name).dense(**tensors, scale=0.25) for name in ("gather", "triton:pair"))
     torch.testing.assert_close(pairs, plain, atol=2e-3, rtol=2e-3)
 
 
@@ -96,9 +99,8 @@ def test_a_form_without_a_tile_for_so_many_rows_is_unsupported_and_says_so(form,
 
 
 def test_a_case_that_only_its_own_sizes_rule_out_is_recorded_as_unsupported():
-    q, k, v, _ = inputs()
     with pytest.raises(UnsupportedError) as caught:
-        operator("bsa@triton:quad", query_keep=1.0).forward(q, k, v)
+        operator("bsa@triton:quad", query_keep=1.0)[1].forward(inputs()[0])
     outcome = _GroupRun._failure(None, caught.value)
     assert outcome["status"] is Status.UNSUPPORTED
     assert outcome["reason"].startswith("groups of 4 blocks with 64 kept rows have 256 rows, expected at most 128")
@@ -113,7 +115,7 @@ def test_a_case_that_only_its_own_sizes_rule_out_is_recorded_as_unsupported():
         ("bsa@triton:quad+fused+pair", "'triton:quad+fused+pair': quad and pair both say the tile, expected one"),
         ("bsa@gather:quad", "gather has no forms, only triton and triton-tiled"),
         ("bsa@tritn:quad", "'bsa@tritn:quad' does not exist; did you mean 'bsa@triton:quad'?"),
-        ("bsa@sdpa-flash:quad", "sdpa-flash takes no block mask"),
+        ("bsa@sdpa-flash:quad", "bsa needs an engine that offers blocks"),
     ],
 )
 def test_a_form_that_does_not_exist_is_refused_with_what_there_is(name, message):
@@ -125,7 +127,7 @@ def test_a_form_that_does_not_exist_is_refused_with_what_there_is(name, message)
 def test_engines_load_in_their_forms_and_keep_the_whole_name():
     engine = catalog.load_engine("triton-tiled:quad+fused")
     assert engine.name == "triton-tiled:quad+fused"
-    assert engine.is_tiled
+    assert engine.layout == "tiled"
     assert [form.aspect for form in engine.forms] == ["tile", "backward"]
     catalog.check_implementations(["bsa@triton:quad", "full@triton:fused+pack", "bsa@triton-tiled:s1"])
     with pytest.raises(UsageError, match="there is no form 'nothing'"):
@@ -142,7 +144,7 @@ def test_a_case_keeps_the_form_in_its_names_and_is_another_measurement():
     assert form.case_hash != plain.case_hash
     assert form.group.isalnum()
     assert Case.model_validate_json(form.model_dump_json()) == form
-    for wrong in ("bsa@triton:", "bsa@triton:a+", "bsa@triton:a/b", "bsa:a@triton"):
+    for wrong in ("bsa@triton:", "bsa@triton:a+", "bsa@triton:a/b"):
         with pytest.raises(ValidationError):
             case(wrong)
 
@@ -173,9 +175,9 @@ def test_forms_are_chosen_on_the_command_line_and_by_patterns_of_limits(tmp_path
 
 
 def test_launch_and_list_orders_are_permutations():
-    q, k, v, _ = inputs()
+    tensors, _ = inputs()
     tables = {
-        form: operator(f"bsa@triton:pair+{form}" if form else "bsa@triton:pair").run(q, k, v)["prepared"]
+        form: operator(f"bsa@triton:pair+{form}" if form else "bsa@triton:pair")[1].run(tensors)["prepared"]
         for form in ("", "unordered", "random-order", "random-lists")
     }
     groups = torch.arange(tables[""].order.shape[-1], dtype=torch.int32)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from compile_cache import cache_folder
 from typer.testing import CliRunner
 
 from bsa_bench.cli.app import app
@@ -164,7 +165,7 @@ def test_static_takes_the_figures_for_its_ceilings(tmp_path):
     path = tmp_path / "limits.json"
     path.write_text(limits().model_dump_json())
     wanted = ["static", "--only", "attend-bf16-d128-k64", "--arch", "sm_90", "--json", "--limits", str(path)]
-    done = CliRunner().invoke(app, [*wanted, "--cache", str(tmp_path / "cache")])
+    done = CliRunner().invoke(app, [*wanted, "--cache", str(cache_folder())])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert document["devices"]["H200-SXM"]["l2_bytes_per_s"]["value"] == 6e12
@@ -180,7 +181,7 @@ def test_additions_limit_the_fused_backward_where_their_rate_is_known(tmp_path):
     path = tmp_path / "limits.json"
     path.write_text(limits(**{"fp32 additions to memory": 2e12}).model_dump_json())
     wanted = ["static", "--only", "grad_fused-bf16-d128-k32", "--arch", "sm_90", "--json", "--limits", str(path)]
-    done = CliRunner().invoke(app, [*wanted, "--cache", str(tmp_path / "cache")])
+    done = CliRunner().invoke(app, [*wanted, "--cache", str(cache_folder())])
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)["configurations"]
     assert row["traffic"]["added_bytes"] == 32 * 128 * 4  # dq of 32 rows a trip

@@ -2,30 +2,36 @@ import pytest
 import torch
 from run_factory import case
 
-from bsa_bench.catalog import build_operator
-from bsa_bench.operator import Operator, Stage
-from bsa_bench.result import BsaOptions, Case
+from bsa_bench.catalog import build_operator, make_case
+from bsa_bench.methods.bsa import BsaOptions
 from bsa_bench.workload import Workload
+from bsa_kernels.operator import Operator, Stage
 
 
 def tensors(workload, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shape = (workload.batch, workload.heads, workload.num_tokens, workload.head_dim)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(4)]
+    q, k, v, grad = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(4))
+    return {"q": q, "k": k, "v": v}, grad
 
 
 def bsa(grid=(5, 7, 9), engine="gather", **options):
     workload = Workload(grid=grid, heads=2, head_dim=8, batch=2, dtype="float64")
-    return Case(
+    return make_case(
         suite="s", workload=workload, implementation=f"bsa@{engine}", passes="forward", options=BsaOptions(**options)
     )
 
 
-def staged(operator, q, k, v, grad):
+def staged(operator, given, grad):
     marks = []
-    state = {"q": q, "k": k, "v": v}
-    grads = operator.run_staged(state, marks.append, grad)
+    state, grads = operator.run_staged(given, marks.append, grad)
     return state, grads, marks
+
+
+def whole_gradients(operator, given, grad):
+    leaves = {name: x.clone().requires_grad_() for name, x in given.items()}
+    out = operator.forward(leaves)
+    return out.detach(), dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), grad), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -36,53 +42,51 @@ def staged(operator, q, k, v, grad):
 def test_gradients_taken_stage_by_stage_equal_those_of_the_whole(options):
     one = bsa(**{"kv_density": 0.3} | options)
     operator = build_operator(one, scale=0.3)
-    q, k, v, grad = tensors(one.workload)
-    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    out = operator.forward(*leaves)
-    whole = torch.autograd.grad(out, leaves, grad)
-    state, grads, _ = staged(operator, q, k, v, grad)
-    torch.testing.assert_close(state["o"], out.detach())
-    for name, expected in zip("qkv", whole, strict=True):
+    given, grad = tensors(one.workload)
+    out, whole = whole_gradients(operator, given, grad)
+    state, grads, _ = staged(operator, given, grad)
+    torch.testing.assert_close(state["o"], out)
+    assert grads.keys() == whole.keys()
+    for name, expected in whole.items():
         torch.testing.assert_close(grads[name], expected)
 
 
 def test_dense_attention_has_one_stage_and_its_gradients_are_those_of_autograd():
     one = case("full@sdpa-math")
     operator = build_operator(one, scale=0.2)
-    q, k, v, grad = tensors(one.workload)
-    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    whole = torch.autograd.grad(operator.forward(*leaves), leaves, grad)
-    _, grads, marks = staged(operator, q, k, v, grad)
+    given, grad = tensors(one.workload)
+    _, whole = whole_gradients(operator, given, grad)
+    _, grads, marks = staged(operator, given, grad)
     assert marks == ["attend", "attend_backward"]
-    for name, expected in zip("qkv", whole, strict=True):
+    for name, expected in whole.items():
         torch.testing.assert_close(grads[name], expected)
 
 
 def test_marks_come_in_the_order_of_the_work_and_selection_has_no_backward():
     one = bsa()
     operator = build_operator(one, scale=0.3)
-    q, k, v, grad = tensors(one.workload)
+    given, grad = tensors(one.workload)
     forward = ["permute", "select", "plan", "attend", "fill"]
-    assert staged(operator, q, k, v, None)[2] == forward
+    assert staged(operator, given, None)[2] == forward
     backward = ["fill_backward", "attend_backward", "permute_backward"]
-    assert staged(operator, q, k, v, grad)[2] == [*forward, *backward]
+    assert staged(operator, given, grad)[2] == [*forward, *backward]
 
 
 def test_without_a_gradient_nothing_is_recorded_and_none_is_returned():
     one = bsa()
-    q, k, v, _ = tensors(one.workload)
-    state, grads, _ = staged(build_operator(one, scale=0.3), q, k, v, None)
+    given, _ = tensors(one.workload)
+    state, grads, _ = staged(build_operator(one, scale=0.3), given, None)
     assert grads == {}
     assert not state["o"].requires_grad
 
 
 def test_the_inputs_of_the_caller_do_not_come_to_need_gradients():
     one = bsa()
-    q, k, v, grad = tensors(one.workload)
-    before = [x.clone() for x in (q, k, v)]
-    staged(build_operator(one, scale=0.3), q, k, v, grad)
-    assert not any(x.requires_grad for x in (q, k, v))
-    assert all(torch.equal(a, b) for a, b in zip(before, (q, k, v), strict=True))
+    given, grad = tensors(one.workload)
+    before = {name: x.clone() for name, x in given.items()}
+    staged(build_operator(one, scale=0.3), given, grad)
+    assert not any(x.requires_grad for x in given.values())
+    assert all(torch.equal(x, given[name]) for name, x in before.items())
 
 
 def test_a_stage_that_is_not_differentiable_runs_without_a_graph():
@@ -95,11 +99,11 @@ def test_a_stage_that_is_not_differentiable_runs_without_a_graph():
     operator = Operator(
         (
             Stage("select", ("q",), ("best",), select, differentiable=False),
-            Stage("attend", ("q", "k", "v", "best"), ("o",), lambda q, k, v, best: (q + k + v + best,)),
+            Stage("attend", ("q", "k", "v"), ("o",), lambda q, k, v, best: (q + k + v + best,), constants=("best",)),
         )
     )
     q, k, v = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in "qkv")
-    grads = torch.autograd.grad(operator.forward(q, k, v).sum(), (q, k, v))
+    grads = torch.autograd.grad(operator.forward({"q": q, "k": k, "v": v}).sum(), (q, k, v))
     assert seen == [False]
     assert all(torch.equal(g, torch.ones(3, dtype=torch.float64)) for g in grads)
 
@@ -112,7 +116,7 @@ def test_a_stage_must_write_the_outputs_it_names():
 
 def test_a_run_leaves_the_plan_it_made():
     one = bsa()
-    q, k, v, _ = tensors(one.workload)
-    plan = build_operator(one, scale=0.3).run(q, k, v)["plan"]
+    given, _ = tensors(one.workload)
+    plan = build_operator(one, scale=0.3).run(given)["plan"]
     plan.check()
     assert plan.q_grid.grid == (5, 7, 9)

@@ -5,7 +5,7 @@ import torch
 from run_factory import case
 
 from bsa_bench.catalog import build_operator
-from bsa_bench.measure.passes import pass_call, time_pass
+from bsa_bench.measure.passes import Subject, pass_call, time_pass
 from bsa_bench.measure.sampling import Protocol
 from bsa_bench.measure.timer import EventTimer, HostTimer, make_timer
 from bsa_bench.result import PASSES
@@ -45,11 +45,7 @@ def timed(which, implementation="bsa@gather"):
     timer = ScriptedTimer()
     operator = build_operator(one, scale=0.2)
     return time_pass(
-        operator,
-        q,
-        k,
-        v,
-        None if which == "forward" else grad,
+        Subject(operator, {"q": q, "k": k, "v": v}, ("q", "k", "v"), None if which == "forward" else grad),
         which=which,
         timer=timer,
         protocol=PROTOCOL,
@@ -125,8 +121,8 @@ def counting_operator():
             return grad, grad, grad
 
     class Counting:
-        def forward(self, q, k, v):
-            return Attend.apply(q, k, v)
+        def forward(self, tensors):
+            return Attend.apply(*tensors.values())
 
     return Counting(), counts
 
@@ -137,7 +133,8 @@ def counting_operator():
 def test_a_backward_repeats_on_one_graph_and_both_together_make_it_anew(which, forwards, backwards):
     operator, counts = counting_operator()
     q, k, v, grad = (torch.randn(1, 1, 4, 2) for _ in range(4))
-    call = pass_call(operator, q, k, v, None if which == "forward" else grad, which)
+    tensors = {"q": q, "k": k, "v": v}
+    call = pass_call(Subject(operator, tensors, ("q", "k", "v"), None if which == "forward" else grad), which)
     for _ in range(3):
         call()
     assert counts == {"forward": forwards, "backward": backwards}

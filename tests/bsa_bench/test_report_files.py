@@ -10,7 +10,7 @@ import pytest
 import report_factory as made
 
 from bsa_bench.errors import StoreError
-from bsa_bench.report import write_report
+from bsa_bench.report import style, write_report
 from bsa_bench.result import Status
 
 WITHOUT = {"union_efficiency": None, "list_mean": None, "list_max": None}
@@ -19,6 +19,20 @@ WITHOUT = {"union_efficiency": None, "list_mean": None, "list_max": None}
 def report_of(tmp_path, results, **run_fields):
     files = write_report(made.write_run(tmp_path / "run", results, **run_fields), tmp_path / "report")
     return files, files.markdown.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Have plots laid out and drawn, which is all that can fail, but not rendered twice to pixels and paths."""
+
+    def save(figure, folder, name):
+        figure.draw_without_rendering()
+        files = folder / f"{name}.png", folder / f"{name}.svg"
+        for file in files:
+            file.touch()
+        return files
+
+    monkeypatch.setattr(style, "save", save)
 
 
 def section(text, heading):
@@ -68,6 +82,7 @@ def test_an_interpolated_break_even_length_says_so_and_an_early_one_too(quick):
     assert "already faster at the shortest measured length, 1,024 tokens" in body
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_break_even_beyond_the_measured_range_is_said(tmp_path):
     results = []
     for tokens in (1024, 2048):
@@ -83,11 +98,18 @@ def measured_at(implementation, tokens, median):
 def test_rows_without_a_figure_are_listed_by_status_and_reason(quick):
     body = section(quick[1], "Unverified, wrong or not run")
     for status in Status:
-        if status is not Status.OK:
+        if status not in {Status.OK, Status.COUNTED}:
             assert f"**{status}**" in body
     assert "**unverified**" in body
     assert "predicted 9.2 GiB, 6.1 GiB are free. `full@sdpa-math` (forward+backward) at 16,384 tokens." in body
     assert "not reached" in body
+
+
+def test_what_is_counted_has_counters_and_no_latency(quick):
+    body = section(quick[1], "Counters")
+    assert "- bsa@reference at 16,384 tokens: planes per pair 4.25" in body
+    row = next(line for line in quick[1].splitlines() if "`bsa@reference`" in line and "COUNTED" in line)
+    assert row.split("|")[3].strip() == "-"
 
 
 def test_unavailable_engines_are_listed_with_their_reasons(quick):
@@ -110,6 +132,7 @@ def test_wrong_and_unverified_rows_have_no_speed_up(quick):
     assert "| `bsa@triton` | WRONG | - | - | - |" in text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_one_length_with_several_densities_is_drawn_against_density(tmp_path):
     files, text = report_of(tmp_path, made.sparsity_results())
     names = {path.stem for path in files.plots}
@@ -119,6 +142,7 @@ def test_one_length_with_several_densities_is_drawn_against_density(tmp_path):
     assert "### Break-even length" not in text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_claims_of_a_paper_are_marked_as_such_and_quoted_to_the_digit(tmp_path):
     body = section(report_of(tmp_path, made.paper_results()[2:5])[1], "Beside the paper")
     assert "12.85x (paper's figure, N)" in body
@@ -133,6 +157,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
     assert first.markdown.read_text() == second.markdown.read_text()
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize(
     ("results", "says"),
     [
@@ -151,12 +176,14 @@ def test_a_report_holds_whatever_a_run_lacks(tmp_path, results, says):
     assert says in text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_an_interrupted_run_says_how_many_cases_are_left(tmp_path):
     _, text = report_of(tmp_path, [made.measured()], num_cases=5)
     assert "**Unfinished**, cases left: 4 of 5; --resume goes on." in text
     assert "4 of 5 cases have no line" in text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_two_environments_are_never_compared(tmp_path):
     dense = made.measured(made.case("full@sdpa-flash"), median=1.0)
     sparse = made.measured(median=0.1, env_hash="f" * 12)
@@ -180,6 +207,7 @@ def test_an_unwritable_folder_is_an_error_that_names_it(tmp_path):
         write_report(run, tmp_path / "file" / "report")
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_lists_that_are_walked_have_a_line_for_each_sparse_implementation(quick, tmp_path):
     _, text = report_of(tmp_path / "ours", [made.measured(made.case("bsa@triton", 1024))])
     assert "- `bsa@triton`: 45.2 KV blocks in the mean, at most 1,234; union efficiency 75.5%" in text
@@ -192,6 +220,7 @@ def test_the_lists_that_are_walked_have_a_line_for_each_sparse_implementation(qu
     assert "**Lists that are walked**\n" not in report_of(tmp_path, results)[1]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_forms_of_an_engine_stand_beside_it_and_need_no_file_names_of_their_own(tmp_path):
     names = ("full@sdpa-flash", "bsa@triton", "bsa@triton:quad", "bsa@triton:fused+pack")
     results = [made.measured(made.case(name, tokens)) for tokens in (1024, 2048) for name in names]

@@ -1,12 +1,15 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from run_factory import case, worker_result
 
+from bsa_bench.catalog import make_case
+from bsa_bench.methods.bsa import BsaOptions
 from bsa_bench.result import (
     STATUS_MEANING,
-    BsaOptions,
     Case,
     Correctness,
     ErrorFigures,
@@ -56,7 +59,7 @@ def test_what_changes_the_measurement_changes_the_hash():
 
 
 def test_a_case_id_is_a_readable_slug():
-    assert case("bsa@gather").case_id == "bsa@gather/4x8x8/1x32-float32/smooth/d0.1-k0.5/forward"
+    assert case("bsa@gather").case_id == "bsa@gather/256-4x8x8/1x32-float32/smooth/d0.1-k0.5/forward"
     batched = Case(
         suite="s",
         workload=WORKLOAD.model_copy(update={"batch": 2}),
@@ -65,6 +68,53 @@ def test_a_case_id_is_a_readable_slug():
     )
     assert batched.case_id == "full@sdpa-flash/4x8x8/b2-1x32-float32/smooth/backward"
     assert (batched.method, batched.engine) == ("full", "sdpa-flash")
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "kv_density": st.sampled_from([0.1, 0.2, 0.1 + 2**-54]),
+        "query_keep": st.sampled_from([0.5, 1]),
+        "fill": st.sampled_from(["nearest", "zero"]),
+        "query_block": st.sampled_from([None, (2, 4, 4), (4, 4, 4)]),
+    }
+)
+LENGTHS = st.sampled_from([{"tokens": 64}, {"tokens": 512}, {"grid": (4, 4, 4)}]) | st.fixed_dictionaries(
+    {"frames": st.sampled_from([13, 14]), "height": st.just(64), "width": st.just(64)}
+)
+INPUTS = st.builds(InputSpec, seed=st.integers(0, 1)) | st.builds(
+    InputSpec, kind=st.just("video"), path=st.sampled_from(["/a/x.mp4", "/b/x.mp4"])
+)
+SHAPES = st.fixed_dictionaries(
+    {
+        "model": st.sampled_from([None, "cpu-1x32"]),
+        "heads": st.integers(1, 2),
+        "batch": st.integers(1, 2),
+        "patch": st.sampled_from([(1, 2, 2), (1, 1, 1)]),
+        "input": INPUTS,
+    }
+)
+WORKLOADS = st.builds(lambda length, shape: Workload(**length, **shape), LENGTHS, SHAPES)
+
+
+@given(st.lists(st.tuples(WORKLOADS, OPTIONS), min_size=2, max_size=2))
+def test_two_measurements_have_two_ids(pairs):
+    one, other = (
+        make_case(suite="s", workload=w, implementation="bsa@gather", passes="forward", options=o) for w, o in pairs
+    )
+    assert (one.case_id == other.case_id) == (one.case_hash == other.case_hash)
+
+
+def test_a_result_that_contradicts_itself_is_refused():
+    whole = worker_result(case("bsa@gather"))
+    fields = whole.model_dump()
+    for change in ({"timing": None}, {"status": "WRONG"}, {"status": "COUNTED"}, {"status": "CRASHED"}):
+        with pytest.raises(ValidationError, match=f"status {change.get('status', 'OK')}"):
+            Result(**fields | change)
+    verdict = {"oracle": "o", "checked": {}, "budget": {}, "rows": 1}
+    for status, passed in (("OK", False), ("WRONG", True)):
+        timing = fields["timing"] if status == "OK" else None
+        with pytest.raises(ValidationError, match="contradicts its verification"):
+            Result(**fields | {"status": status, "timing": timing, "correctness": {**verdict, "passed": passed}})
 
 
 @pytest.mark.parametrize("name", ["full", "full@", "@flash", "Full@flash", "a@b@c", "full sdpa"])

@@ -45,7 +45,9 @@ def test_math_attention_at_153600_tokens_does_not_fit_but_flash_and_gather_do():
     assert fits == {"full@sdpa-math": False, "full@sdpa-flash": True, "bsa@gather": True}
 
 
-@given(st.integers(8, 60_000), st.sampled_from(["full@sdpa-math", "full@flex", "bsa@gather", "bsa@triton", "x@y"]))
+@given(
+    st.integers(8, 60_000), st.sampled_from(["full@sdpa-math", "full@flex", "bsa@gather", "bsa@triton", "full@theirs"])
+)
 def test_predictions_are_positive_and_grow_with_the_length(tokens, implementation):
     small = predict(case(implementation, tokens), CPU)
     large = predict(case(implementation, 2 * tokens), CPU)
@@ -103,7 +105,7 @@ def test_a_priority_of_implementations_comes_before_what_tells_most():
     assert [row.case.implementation for row in rows[:2]] == ["bsa@flex", "bsa@flex"]
 
 
-@given(st.lists(st.tuples(st.sampled_from(["full@a", "bsa@b", "bsa@c"]), st.integers(8, 99)), max_size=12))
+@given(st.lists(st.tuples(st.sampled_from(["full@a", "bsa@b", "vsa@c"]), st.integers(8, 99)), max_size=12))
 def test_ordering_loses_and_repeats_nothing(picks):
     groups = group_cases([c for name, tokens in picks for c in three_passes(name, tokens)])
     ordered = most_informative_first(groups, CPU)

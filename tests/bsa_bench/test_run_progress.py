@@ -22,7 +22,7 @@ def test_plain_lines_name_the_case_its_status_and_its_median():
     play(PlainProgress(stream))
     assert stream.getvalue().splitlines() == [
         "40 cases, 1 of them already done, about 3 min 20 s",
-        "[ 2/40] full@sdpa-flash/4x8x8/1x32-float32/smooth forward: OK 52.0 ms",
+        "[ 2/40] full@sdpa-flash/256-4x8x8/1x32-float32/smooth forward: OK 52.0 ms",
         "a [note]",
     ]
 
@@ -32,7 +32,7 @@ def test_a_terminal_shows_the_same_lines_and_the_current_case(width):
     stream = io.StringIO()
     play(RichProgress(Console(file=stream, force_terminal=True, width=width)))
     shown = stream.getvalue()
-    assert "[ 2/40] full@sdpa-flash/4x8x8/1x32-float32/smooth forward: OK 52.0 ms" in shown
+    assert "[ 2/40] full@sdpa-flash/256-4x8x8/1x32-float32/smooth forward: OK 52.0 ms" in shown
     assert "a [note]" in shown
     if width == 160:
         assert "2/40" in shown

@@ -5,10 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from compile_cache import cache_folder
 from report_factory import case, measured, run_line, write_run
-from static_examples import CONFIG, DENSE, EXAMPLE, KERNEL, shared_cache
+from static_examples import CONFIG, DENSE, EXAMPLE, KERNEL
 
-from bsa_bench.result import BsaOptions, Work
+from bsa_bench.methods.bsa import BsaOptions
+from bsa_bench.result import Work
 
 triton = pytest.importorskip("triton")
 
@@ -18,9 +20,9 @@ USER = ("--config", EXAMPLE, "--only", DENSE, "--arch", "sm_90")
 
 
 @pytest.fixture
-def static(bench, folder, tmp_path_factory, monkeypatch):
-    """Run `bsa-bench static` in an empty folder that has `scale.py`, with the session's cache."""
-    monkeypatch.setenv("BSA_BENCH_CACHE", str(shared_cache(tmp_path_factory)))
+def static(bench, folder, monkeypatch):
+    """Run `bsa-bench static` in an empty folder that has `scale.py`, with the cache that tests share."""
+    monkeypatch.setenv("BSA_BENCH_CACHE", str(cache_folder()))
     monkeypatch.delenv("COLUMNS", raising=False)
     Path("scale.py").write_text(KERNEL)
     return lambda *arguments: bench("static", *arguments)
@@ -126,14 +128,15 @@ def test_measured_rates_of_stored_runs_stand_beside_the_ceiling(static):
 # Differences
 
 
-def test_the_same_sources_and_the_same_triton_give_the_same_code(static, tmp_path_factory):
+def test_the_same_sources_and_the_same_triton_give_the_same_code(static, tmp_path, monkeypatch):
     assert static("diff", ".", ".", *USER)[:2] == (0, ". -> .: 1 compilations, 1 with the same code\n")
     # As if pip had fetched the release that is installed.
     version = triton.__version__
-    fetched = shared_cache(tmp_path_factory).parent / "triton" / version
-    fetched.mkdir(parents=True, exist_ok=True)
-    if not (fetched / "triton").exists():
-        (fetched / "triton").symlink_to(Path(triton.__file__).parent)
+    fetched = tmp_path / "cache" / "triton" / version
+    fetched.mkdir(parents=True)
+    (fetched / "triton").symlink_to(Path(triton.__file__).parent)
+    (tmp_path / "cache" / "static").symlink_to(cache_folder())
+    monkeypatch.setenv("BSA_BENCH_CACHE", str(tmp_path / "cache" / "static"))
     side = f"triton=={version}"
     code, out, _ = static("diff", side, side, *USER)
     assert (code, out) == (0, f"{side} -> {side}: 1 compilations, 1 with the same code\n")

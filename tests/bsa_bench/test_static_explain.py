@@ -19,8 +19,8 @@ pytest.importorskip("triton")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return compile_examples(tmp_path_factory)
+def compiled():
+    return compile_examples()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from report_factory import case, measured, run_line, write_run, wrong
 
-from bsa_bench.result import BsaOptions, Work
+from bsa_bench.methods.bsa import BsaOptions
+from bsa_bench.result import Work
 from bsa_bench.static.config import KernelConfig
 from bsa_bench.static.devices import DEVICES
 from bsa_bench.static.measured import device_of, read_measured

@@ -20,8 +20,8 @@ SETTINGS = Settings(Path("cache"))
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return compile_examples(tmp_path_factory)
+def compiled():
+    return compile_examples()
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_every_figure_has_a_source_and_says_whether_it_was_measured(content):
 
 
 def test_design_figures_are_of_configurations_that_there_are():
-    from bsa_kernels.block_sparse.configurations import candidates
+    from bsa_kernels.configurations import candidates
 
     figures = design_figures()
     assert figures.by_name.keys() <= {each.name for each in candidates()}

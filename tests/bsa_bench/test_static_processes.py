@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from static_examples import CONFIG, DENSE, EXAMPLE, KERNEL, shared_cache
+from compile_cache import cache_folder
+from static_examples import CONFIG, DENSE, EXAMPLE, KERNEL
 from test_run_execute import is_gone
 
 pytest.importorskip("triton")
@@ -69,9 +70,9 @@ def test_help_loads_neither_torch_nor_triton(folder):
         assert "--arch" in done.stdout
 
 
-def test_making_the_table_loads_neither_here(folder, tmp_path_factory):
+def test_making_the_table_loads_neither_here(folder):
     arguments = ["--config", str(EXAMPLE), "--only", DENSE, "--arch", "sm_90"]
-    arguments += ["--cache", str(shared_cache(tmp_path_factory))]
+    arguments += ["--cache", str(cache_folder())]
     code = (
         f"import sys; sys.argv = ['bsa-bench', 'static', *{arguments!r}]\n"
         "from bsa_bench.cli import main\n"

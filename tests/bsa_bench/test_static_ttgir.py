@@ -1,36 +1,15 @@
-import json
-import os
-import subprocess
-import sys
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 import pytest
+from compile_cache import compile_once
 
+from bsa_bench.static.config import ARCH_NAMES, KernelConfig
 from bsa_bench.static.ttgir import read_ttgir
+from bsa_kernels.configurations import shipped
 
 DATA = Path(__file__).parent / "data_static"
-ROOT = Path(__file__).parents[2]
-
-COMPILE = """
-import json, sys
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from bsa_kernels.block_sparse.configurations import shipped
-from bsa_kernels.block_sparse.triton_attend import attend_kernel
-config = next(c for c in shipped() if c.name == "attend-bf16-d128-k64")
-names = attend_kernel.arg_names
-signature = {n: config.signature.get(n, "constexpr") for n in names}
-attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in config.divisible_by_16}
-source = ASTSource(fn=attend_kernel, signature=signature, constexprs=config.constexprs, attrs=attrs)
-texts = {}
-for capability in (80, 90, 100):
-    options = dict(num_warps=4, num_stages=2)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    texts[capability] = compiled.asm["ttgir"]
-print(json.dumps(texts))
-"""
 
 
 def text_of(name):
@@ -43,13 +22,11 @@ def read(name):
 
 @cache
 def compile_forward():
-    """The forward kernel as the installed Triton writes it, by capability."""
+    """The forward kernel as the installed Triton writes it, by architecture."""
     pytest.importorskip("triton")
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "kernels"), env.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return {int(capability): text for capability, text in json.loads(done.stdout).items()}
+    (found,) = [asdict(each) for each in shipped() if each.name == "attend-bf16-d128-k64"]
+    config = KernelConfig.model_validate(found | {"num_warps": 4, "num_stages": 2})
+    return {done.arch: done.ttgir for done in compile_once([(config, arch) for arch in ARCH_NAMES])}
 
 
 @pytest.mark.parametrize("version", ["3.6", "3.9"])
@@ -144,13 +121,13 @@ def test_a_scaled_dot_is_a_dot():
 
 
 def test_the_projects_forward_is_read_on_every_architecture():
-    for capability, places in {80: "registers", 90: "registers", 100: "tensor memory"}.items():
-        kernel = read_ttgir(compile_forward()[capability])
+    for arch, places in {"sm_80": "registers", "sm_90": "registers", "sm_100": "tensor memory"}.items():
+        kernel = read_ttgir(compile_forward()[arch])
         scores, output = sorted((d for d in kernel.dots if d.loop == 0), key=lambda dot: dot.n)
         assert (scores.m, scores.n, scores.k) == (64, 64, 128)
         assert (output.m, output.n, output.k, output.a_from) == (64, 128, 64, places)
         # mma.sync takes operands through registers, so that its pipeline needs one buffer less.
-        assert kernel.depths(0) == ((1, 1) if capability == 80 else (2, 2))
+        assert kernel.depths(0) == ((1, 1) if arch == "sm_80" else (2, 2))
         filled = {b.name: b for b in kernel.buffers if b.is_filled_by_copies}
         assert {"k", "v"} <= filled.keys()
         inner, outer = filled["k"].source

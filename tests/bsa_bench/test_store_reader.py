@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from bsa_bench import load
 from bsa_bench.errors import StoreError, UsageError
-from bsa_bench.result import BsaOptions, Status
+from bsa_bench.methods.bsa import BsaOptions
+from bsa_bench.result import Status
 from bsa_bench.store import export, read_run
 from bsa_bench.store.derive import break_even_densities, break_even_lengths, derive
 from bsa_bench.store.frame import COLUMNS
@@ -71,7 +72,7 @@ def test_a_line_of_another_shape_is_an_error_that_names_the_key(quick):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"schema_version": 99, "kind": "result"}', "schema_version 99, this bsa-bench reads up to 1"),
+        ('{"schema_version": 99, "kind": "result"}', "schema_version 99, this bsa-bench reads up to 2"),
         ('{"schema_version": 1, "kind": "verse"}', "kind 'verse', expected 'run' or 'result'"),
         ("[1]", "expected a JSON object, got list"),
     ],

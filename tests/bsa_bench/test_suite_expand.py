@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from bsa_bench.suite import Suite, load_suite
 from bsa_bench.suite.ranges import Range
-from bsa_bench.suite.schema import REAL_KEYS, TRIPLE_KEYS, TYPES, WHOLE_KEYS
+from bsa_bench.suite.schema import vocabulary
 
 HEAD = (
     'title = "T"\nimplementations = ["bsa@gather", "full@sdpa-flash", "bsa@flex"]\npasses = ["forward", "backward"]\n'
@@ -59,7 +59,7 @@ def test_repeated_values_make_no_second_case(load):
 
 def test_a_zip_may_join_a_length_with_an_option(load):
     cases = load("[[zip]]\ntokens = [64, 128]\nkv_density = [0.2, 0.1]\n").cases()
-    assert {(c.workload.num_tokens, c.options.kv_density) for c in cases if c.options} == {(64, 0.2), (128, 0.1)}
+    assert {(c.workload.num_tokens, c.options["kv_density"]) for c in cases if c.options} == {(64, 0.2), (128, 0.1)}
 
 
 def test_a_model_fills_what_is_not_given(load):
@@ -89,7 +89,7 @@ def test_a_device_part_replaces_keys_wherever_they_stand_and_lengths_of_any_kind
     """
     cpu, cuda = load(body).cases(), load(body, "cuda").cases()
     assert {(c.workload.heads, c.workload.num_tokens) for c in cpu} == {(1, 64), (1, 128)}
-    assert {c.options.kv_density for c in cpu if c.options} == {0.1, 0.2}
+    assert {c.options["kv_density"] for c in cpu if c.options} == {0.1, 0.2}
     assert {(c.workload.heads, c.workload.token_grid) for c in cuda} == {(5, (2, 4, 4)), (5, (3, 8, 4))}
     assert {c.implementation for c in cuda} == {"full@flex"}
 
@@ -129,7 +129,7 @@ def test_variants_apply_where_they_say_and_what_is_left_out_keeps_its_reason(loa
         (128, "bsa@gather", "c"),
         (128, "bsa@flex", "c"),
     }
-    assert {c.options.query_block for c in suite.cases() if c.variant == "b"} == {None}
+    assert {c.options["query_block"] for c in suite.cases() if c.variant == "b"} == {None}
     assert not any(c.paper for c in suite.cases())  # no forward+backward here
     texts = [str(item) for item in suite.dropped]
     assert any("variant 'a' at 4x4x8 = 128 tokens" in t and "only when tokens = 64 or 256" in t for t in texts)
@@ -172,10 +172,15 @@ def test_a_limit_leaves_out_passes_and_lengths_by_pattern(load):
 
 
 def test_every_key_is_of_one_known_type():
-    texts = {"model", "dtype", "kind", "clip", "path", "query_rule", "kv_rule", "fill"}
-    groups = [WHOLE_KEYS, REAL_KEYS, TRIPLE_KEYS, texts]
-    assert sum(map(len, groups)) == len(TYPES)
-    assert set().union(*groups) == set(TYPES)
+    words = vocabulary()
+    kinds = (words.is_whole, words.is_real, words.is_tuple, words.is_flag)
+    texts = {key for key in words.types if not any(holds(key) for holds in kinds)}
+    assert {"model", "dtype", "kind", "clip", "path", "query_rule", "bsa.kv_rule", "fill"} <= texts
+    assert not {"tokens", "kv_density", "bsa.block", "query_keep", "grid"} & texts
+    assert words.is_whole("tokens")
+    assert words.is_real("bsa.kv_density")
+    assert words.is_tuple("query_block")
+    assert not words.is_whole("query_block")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from bsa_bench.run import DeviceModel, plan_run
 from bsa_bench.suite import Suite, list_suites, load_suite
 
 HEAD = 'title = "T"\nimplementations = ["full@sdpa-flash", "bsa@gather"]\n'
-BUILT_IN = ["frames", "kernel-first", "long-video", "paper", "quick", "resolution", "sparsity"]
+BUILT_IN = ["frames", "kernel-first", "long-video", "methods", "paper", "quick", "resolution", "sparsity"]
 
 
 @pytest.fixture
@@ -50,8 +50,9 @@ def test_every_built_in_suite_loads_and_each_case_survives_json(name, device_kin
     assert {case.suite for case in cases} == {name}
     assert all(Case.model_validate_json(case.model_dump_json()) == case for case in cases)
     is_first = name == "kernel-first"  # it is for minutes, and on a CPU for the tiles that half precision has
-    assert {case.passes for case in cases} == set(PASSES[:2] if is_first else PASSES)
-    assert all((case.options is None) == (case.method == "full") for case in cases)
+    expected = {"kernel-first": PASSES[:2], "methods": PASSES[::2]}.get(name, PASSES)
+    assert {case.passes for case in cases} == set(expected)
+    assert not any(case.options for case in cases if case.claims.is_dense)
     assert [c.workload.num_tokens for c in cases] == sorted(c.workload.num_tokens for c in cases)
     on_cpu = "float16" if is_first else "float32"
     assert {case.workload.dtype for case in cases} == {on_cpu if device_kind == "cpu" else "bfloat16"}
@@ -88,7 +89,7 @@ def test_paper_has_the_two_lengths_and_claims_beside_forward_backward_only():
     }
     assert {c.passes for c in cases if c.paper} == {"forward+backward"}
     assert all(c.method == "bsa" for c in cases if c.paper or c.variant)
-    asked = {c.variant: 1 - c.options.query_keep * c.options.kv_density for c in cases if c.options}
+    asked = {c.variant: 1 - c.options["query_keep"] * c.options["kv_density"] for c in cases if c.options}
     assert asked == pytest.approx(
         {
             "query only (no window)": 0.5,
@@ -116,7 +117,7 @@ def test_kernel_first_puts_a_budget_on_dense_attention_then_our_kernels_then_the
     lengths = {(c.workload.num_tokens, c.workload.head_dim) for c in cases if c.implementation == names[0]}
     alone = {(n, d) for n in (8192, 32768, 131072) for d in (64, 128)}
     assert lengths == alone | {(23296, 128), (153600, 128)}
-    ours = [(c.workload.num_tokens, c.options.query_keep) for c in cases if c.implementation == "bsa@triton"]
+    ours = [(c.workload.num_tokens, c.options["query_keep"]) for c in cases if c.implementation == "bsa@triton"]
     assert list(dict.fromkeys(ours)) == [(23296, 0.5), (23296, 1.0), (153600, 0.5), (153600, 1.0)]
     within = [row.case.implementation for row, s in zip(rows, running_sum(rows), strict=True) if s <= 540]
     assert {"bsa@triton", "bsa@gluon", "bsa@triton:quad", "bsa@triton:fused"} <= set(within)
@@ -167,7 +168,7 @@ def test_a_path_in_a_file_starts_at_the_file(load, tmp_path):
         ("[workload]\ntokens = '64'", "workload.tokens: got '64', expected an integer"),
         ("[workload]\nkv_density = 0.1", "workload.kv_density: unknown key; kv_density belongs in [bsa]"),
         ("[axes]\ntoknes = [4]", "; did you mean 'tokens'?"),
-        ("[axs]\ntokens = [4]", "axs: unknown key, expected one of axes, bsa,"),
+        ("[axs]\ntokens = [4]", "axs: unknown key, expected one of axes, bitstopper, bsa,"),
         ("[axes]\ntokens = 4", "axes.tokens: got 4, expected a list"),
         ("[axes]\ntokens = []", "axes.tokens: got [], expected at least one value"),
         ("[axes]\ntokens = [1, true]", "axes.tokens[1]: got True, expected an integer"),

@@ -50,14 +50,14 @@ def test_a_right_tile_has_no_fault_and_is_timed(bench, kernel):
 
 @pytest.mark.parametrize(("kernel", "output"), [("attend", "output"), ("grad_kv", "grad_k"), ("grad_fused", "grad_q")])
 def test_a_wrong_kernel_has_a_fault_that_names_its_output(bench, kernel, output, monkeypatch):
-    attend = module.triton.attend_tokens
+    attend = module.TritonEngine.attend
 
-    def spoiled(q, k, v, tables, *, scale):
+    def spoiled(self, q, k, v, plan, tables, *, scale):
         off = 1.02 if kernel == "attend" else 1.0
         q, k = (Off.apply(x) if kernel != "attend" else x for x in (q, k))
-        return attend(q, k, v, tables, scale=scale) * off
+        return attend(self, q, k, v, plan, tables, scale=scale) * off
 
-    monkeypatch.setattr(module.triton, "attend_tokens", spoiled)
+    monkeypatch.setattr(module.TritonEngine, "attend", spoiled)
     fault = bench.fault(Question(kernel, 16, 32), TILES[kernel])
     assert fault.startswith(("grad_q: ", "grad_k: ") if kernel == "grad_fused" else f"{output}: ")
 

@@ -1,7 +1,7 @@
 """Candidates and what their machine code says, from the compiler where it is quick."""
 
 import pytest
-from static_examples import shared_cache
+from compile_cache import cache_folder
 
 from bsa_bench.static.compile import Failure, Settings
 from bsa_bench.tune import candidates as module
@@ -10,8 +10,8 @@ from bsa_kernels.block_sparse.tile_table import Tile
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    return Settings(shared_cache(tmp_path_factory))
+def settings():
+    return Settings(cache_folder())
 
 
 @pytest.fixture(scope="module")

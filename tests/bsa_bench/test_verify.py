@@ -5,14 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsa_bench.catalog import build_operator
-from bsa_bench.inputs import make_qkv, random_like_output
-from bsa_bench.operator import Operator, Stage
-from bsa_bench.result import BsaOptions, Case
-from bsa_bench.verify import judged, verify
+from bsa_bench.catalog import build_operator, load_method, make_case, options_of
+from bsa_bench.inputs import draw_tensors, make_qkv, random_like_output
+from bsa_bench.methods.bsa import BsaOptions
+from bsa_bench.verify import judged, verify_case
 from bsa_bench.verify.sample import head_rows, sample_rows
 from bsa_bench.workload import InputSpec, Workload
 from bsa_kernels import BlockGrid
+from bsa_kernels.operator import Operator, Stage
 
 GRID = (5, 7, 9)
 BLOCK = (4, 4, 4)
@@ -22,22 +22,31 @@ OPTIONS = BsaOptions(kv_density=0.4)
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 
 
-def make_case(
+def case_of(
     implementation="bsa@gather", grid=GRID, dtype="float32", kind="gaussian", heads=2, batch=1, options=OPTIONS
 ):
     workload = Workload(grid=grid, heads=heads, head_dim=32, batch=batch, dtype=dtype, input=InputSpec(kind=kind))
     options = options if implementation.startswith("bsa") else None
-    return Case(suite="s", workload=workload, implementation=implementation, passes="forward", options=options)
+    return make_case(suite="s", workload=workload, implementation=implementation, passes="forward", options=options)
 
 
 def check(one=None, operator=None, *, backward=True, seed=0, **more):
     """Verify an operator (the case's own, if none is given) on the case's inputs."""
-    one = one or make_case()
-    qkv = make_qkv(one.workload, device="cpu")
+    one = one or case_of()
     grad = random_like_output(one.workload, "cpu") if backward else None
     operator = operator or build_operator(one, scale=SCALE)
-    grid = BlockGrid(one.workload.token_grid, BLOCK)
-    return verify(operator, qkv.q, qkv.k, qkv.v, grad, grid=grid, scale=SCALE, seed=seed, **more)[0]
+    return verified(one, operator, tensors_of(one), grad, seed=seed, **more)[0]
+
+
+def tensors_of(one):
+    """q, k, v and what the case's method reads besides."""
+    specs = load_method(one.method).tensors(one.workload, options_of(one))
+    return make_qkv(one.workload, device="cpu").tensors | draw_tensors(one.workload, specs, device="cpu")
+
+
+def verified(one, operator, tensors, grad, *, seed=0, **more):
+    method, options = load_method(one.method), options_of(one)
+    return verify_case(one, method, operator, tensors, grad, options=options, scale=SCALE, seed=seed, **more)
 
 
 def with_stage(one, name, wrap):
@@ -70,7 +79,7 @@ class ScaleGradient(torch.autograd.Function):
 @pytest.mark.parametrize("implementation", ["full@sdpa-math", "full@sdpa-flash", "full@gather", "bsa@gather"])
 @pytest.mark.parametrize("max_scores", [1 << 24, 1 << 14], ids=["all rows", "a sample"])
 def test_a_correct_operator_passes_forward_and_backward(implementation, dtype, max_scores):
-    found = check(make_case(implementation, dtype=dtype), max_scores=max_scores)
+    found = check(case_of(implementation, dtype=dtype), max_scores=max_scores)
     assert found.passed, found.reason
     assert found.reason is None
     assert found.checked.keys() == found.budget.keys() == {"output", "grad_q", "grad_k", "grad_v"}
@@ -82,11 +91,10 @@ def test_a_correct_operator_passes_forward_and_backward(implementation, dtype, m
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("factor", [4, 16])
 def test_a_correct_operator_passes_at_the_size_of_real_activations(dtype, factor):
-    one = make_case(dtype=dtype, grid=(8, 8, 8), kind="smooth")
-    q, k, v = (getattr(make_qkv(one.workload, device="cpu"), name) for name in "qkv")
-    grad = random_like_output(one.workload, "cpu")
-    operator = build_operator(one, scale=SCALE)
-    found, _ = verify(operator, factor * q, factor * k, v, grad, grid=BlockGrid((8, 8, 8), BLOCK), scale=SCALE, seed=0)
+    one = case_of(dtype=dtype, grid=(8, 8, 8), kind="smooth")
+    tensors = tensors_of(one)
+    scaled = tensors | {name: factor * tensors[name] for name in "qk"}
+    found, _ = verified(one, build_operator(one, scale=SCALE), scaled, random_like_output(one.workload, "cpu"))
     assert found.passed, found.reason
 
 
@@ -96,12 +104,12 @@ def test_a_correct_operator_passes_at_the_size_of_real_activations(dtype, factor
     ids=str,
 )
 def test_every_option_of_the_method_is_understood_by_the_oracle(fields):
-    found = check(make_case(options=BsaOptions(**{"kv_density": 0.4} | fields)))
+    found = check(case_of(options=BsaOptions(**{"kv_density": 0.4} | fields)))
     assert found.passed, found.reason
 
 
 def test_a_batch_is_checked_element_by_element():
-    assert check(make_case(batch=2, grid=(4, 4, 4))).passed
+    assert check(case_of(batch=2, grid=(4, 4, 4))).passed
 
 
 def one_head_wrong(out):
@@ -147,8 +155,8 @@ def one_nan(out):
 )
 @pytest.mark.parametrize("implementation", ["full@sdpa-math", "bsa@gather"])
 def test_a_wrong_output_fails_and_is_named(implementation, break_it, backward):
-    one = make_case(implementation)
-    found = check(one, with_stage(one, "attend" if one.options is None else "fill", after(break_it)), backward=backward)
+    one = case_of(implementation)
+    found = check(one, with_stage(one, "attend" if one.claims.is_dense else "fill", after(break_it)), backward=backward)
     assert not found.passed
     assert found.reason
     assert not judged(found, ["output"]).passed
@@ -158,27 +166,26 @@ def test_a_wrong_output_fails_and_is_named(implementation, break_it, backward):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("break_it", [one_row_wrong, leave_rows_unwritten, one_nan, lambda out: out.flip(2)])
 def test_a_wrong_output_fails_in_half_precision_too(dtype, break_it):
-    one = make_case(dtype=dtype, grid=(8, 8, 8), heads=3)
+    one = case_of(dtype=dtype, grid=(8, 8, 8), heads=3)
     assert check(one).passed
     assert not check(one, with_stage(one, "fill", after(break_it))).passed
 
 
 def test_what_is_not_finite_is_said_to_be():
-    one = make_case()
+    one = case_of()
     reason = check(one, with_stage(one, "fill", after(one_nan)), backward=False).reason
     assert reason.startswith("output: ")
     assert "not finite, above its budget" in reason
 
 
 def test_a_nan_fails_even_where_the_plain_computation_overflows_its_format():
-    one = make_case("full@sdpa-math", dtype="float16")
-    q, k, v = (getattr(make_qkv(one.workload, device="cpu"), name) for name in "qkv")
-    arguments = {"grid": BlockGrid(GRID, BLOCK), "scale": SCALE, "seed": 0}
-    q, k = q * 200, k * 200  # scores far above 65504
+    one = case_of("full@sdpa-math", dtype="float16")
+    tensors = tensors_of(one)
+    tensors |= {name: tensors[name] * 200 for name in "qk"}  # scores far above 65504
     right = Operator((Stage("attend", ("q", "k", "v"), ("o",), lambda q, k, v: (dense(q, k, v).half(),)),))
-    assert verify(right, q, k, v, None, **arguments)[0].passed
+    assert verified(one, right, tensors, None)[0].passed
     broken = Operator((Stage("attend", ("q", "k", "v"), ("o",), lambda q, k, v: (one_nan(dense(q, k, v).half()),)),))
-    assert not verify(broken, q, k, v, None, **arguments)[0].passed
+    assert not verified(one, broken, tensors, None)[0].passed
 
 
 def dense(q, k, v, scale=SCALE):
@@ -188,13 +195,13 @@ def dense(q, k, v, scale=SCALE):
 
 @pytest.mark.parametrize("implementation", ["full@sdpa-math", "bsa@gather"])
 def test_a_scale_that_is_one_percent_off_fails(implementation):
-    one = make_case(implementation)
+    one = case_of(implementation)
     found = check(one, build_operator(one, scale=1.01 * SCALE))
     assert not found.passed
 
 
 def test_a_dropped_key_value_block_of_one_query_block_of_one_head_fails():
-    one = make_case(heads=3)
+    one = case_of(heads=3)
 
     def drop(run):
         def attend(q, k, v, plan, prepared):
@@ -222,7 +229,7 @@ def test_a_dropped_key_value_block_of_one_query_block_of_one_head_fails():
     ids=["transposed", "next block", "first row"],
 )
 def test_a_wrong_fill_fails(change):
-    one = make_case(grid=(8, 8, 8))
+    one = case_of(grid=(8, 8, 8))
 
     def wrong(run):
         return lambda o_kept, plan: run(o_kept, replace(plan, fill=change(plan.fill)))
@@ -235,7 +242,7 @@ def test_a_wrong_fill_fails(change):
 @pytest.mark.parametrize("factor", [0.0, -1.0, 1.001])
 @pytest.mark.parametrize("implementation", ["full@sdpa-math", "bsa@gather"])
 def test_a_wrong_gradient_of_one_input_fails_and_does_not_blame_the_forward(implementation, name, factor):
-    one = make_case(implementation)
+    one = case_of(implementation)
     place = "qkv".index(name)
 
     def wrong(run):
@@ -257,7 +264,7 @@ def test_a_wrong_gradient_of_one_input_fails_and_does_not_blame_the_forward(impl
 
 def test_a_gradient_where_none_may_arrive_fails():
     """The query of a pruned row must get an exact zero."""
-    one = make_case()
+    one = case_of()
 
     def leak(run):
         return lambda q, k, v, plan, prepared: (run(q, k, v, plan, prepared)[0] + 1e-3 * (q - q.detach()).sum(),)
@@ -274,7 +281,7 @@ def test_an_operator_that_changes_its_inputs_fails_though_its_output_is_right():
         return (out,)
 
     operator = Operator((Stage("attend", ("q", "k", "v"), ("o",), spoil),))
-    found = check(make_case("full@sdpa-math"), operator, backward=False)
+    found = check(case_of("full@sdpa-math"), operator, backward=False)
     assert not found.passed
     assert not found.inputs_unchanged
     assert found.reason == "the operator changed its inputs"
@@ -287,7 +294,7 @@ def test_an_operator_whose_second_call_differs_is_marked_and_not_failed():
         return (dense(q, k, v).float() + next(noise),)
 
     found = check(
-        make_case("full@sdpa-math"), Operator((Stage("attend", ("q", "k", "v"), ("o",), vary),)), backward=False
+        case_of("full@sdpa-math"), Operator((Stage("attend", ("q", "k", "v"), ("o",), vary),)), backward=False
     )
     assert found.passed
     assert found.repeat_identical is False
@@ -297,7 +304,7 @@ def test_fp64_computed_in_fp32_fails():
     def narrow(run):
         return lambda q, k, v: (run(q.float(), k.float(), v.float())[0].double(),)
 
-    one = make_case("full@sdpa-math", dtype="float64")
+    one = case_of("full@sdpa-math", dtype="float64")
     assert not check(one, with_stage(one, "attend", narrow), backward=False).passed
 
 
@@ -305,14 +312,14 @@ def test_fp64_computed_in_fp32_fails():
     ("dtype", "least", "most"), [("float64", 1e-16, 1e-14), ("float32", 1e-7, 1e-5), ("bfloat16", 1e-3, 0.1)]
 )
 def test_the_budget_is_of_the_order_of_the_formats_own_rounding(dtype, least, most):
-    found = check(make_case(dtype=dtype))
+    found = check(case_of(dtype=dtype))
     for name, budget in found.budget.items():
         assert least < budget < most, name
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_sample_sees_an_error_in_its_blocks_and_none_elsewhere(seed):
-    one = make_case(grid=(8, 8, 8))
+    one = case_of(grid=(8, 8, 8))
     grid = BlockGrid((8, 8, 8), BLOCK)
     max_scores = 2 * 64 * 512
     sampled = sample_rows(grid, seed=seed, device=CPU, max_scores=max_scores)
@@ -334,7 +341,7 @@ def test_a_sample_sees_an_error_in_its_blocks_and_none_elsewhere(seed):
 
 @pytest.mark.parametrize("implementation", ["full@sdpa-flash", "bsa@gather"])
 def test_a_sampled_check_agrees_with_the_full_one(implementation):
-    one = make_case(implementation, grid=(8, 8, 8), kind="smooth")
+    one = case_of(implementation, grid=(8, 8, 8), kind="smooth")
     full, sampled = check(one), check(one, max_scores=4 * 64 * 512)
     assert full.passed
     assert sampled.passed
@@ -348,32 +355,32 @@ def test_a_sampled_check_agrees_with_the_full_one(implementation):
 
 
 def test_at_density_one_and_every_query_the_plan_is_dense_attention():
-    found = check(make_case(options=BsaOptions(kv_density=1.0, query_keep=1.0)))
+    found = check(case_of(options=BsaOptions(kv_density=1.0, query_keep=1.0)))
     assert found.passed
     assert found.mass_kept == pytest.approx(1.0, abs=1e-9)
     assert found.dense.relative_l2 < 1e-6
 
 
 def test_the_kept_mass_and_the_error_against_dense_are_those_of_the_definition():
-    one = make_case()
+    one = case_of()
     qkv = make_qkv(one.workload, device="cpu")
     operator = build_operator(one, scale=SCALE)
-    found, plan = verify(operator, qkv.q, qkv.k, qkv.v, None, grid=BlockGrid(GRID, BLOCK), scale=SCALE, seed=0)
-    mask = plan.dense_mask()
+    found, state = verified(one, operator, qkv.tensors, None)
+    mask = state["plan"].dense_mask()
     weights = ((qkv.q.double() @ qkv.k.double().mT) * SCALE).softmax(-1)
     assert found.mass_kept == pytest.approx(float((weights * mask).sum(-1)[mask.any(-1)].mean()), rel=1e-9)
     truth = weights @ qkv.v.double()
-    error = operator.forward(qkv.q, qkv.k, qkv.v).double() - truth
+    error = operator.forward(qkv.tensors).double() - truth
     assert found.dense.relative_l2 == pytest.approx(float(error.norm() / truth.norm()), rel=1e-9)
     assert found.dense.max_abs == pytest.approx(float(error.abs().max()), rel=1e-9)
     assert found.dense.relative_l2 > 0.1
 
 
 def test_dense_attention_has_no_mass_and_no_error_against_itself():
-    found = check(make_case("full@sdpa-math"), backward=False)
+    found = check(case_of("full@sdpa-math"), backward=False)
     assert found.mass_kept is None
     assert found.dense is None
-    assert found.oracle == "fp64 dense attention by head"
+    assert found.oracle == "fp64 definition by head"
     assert found.checked.keys() == {"output"}
 
 
@@ -403,9 +410,9 @@ def test_samples_of_other_seeds_are_other_blocks():
 
 
 def test_the_rows_of_a_head_are_those_of_the_plans_dense_tables():
-    one = make_case(options=BsaOptions(kv_density=0.3, fill="zero"))
+    one = case_of(options=BsaOptions(kv_density=0.3, fill="zero"))
     qkv = make_qkv(one.workload, device="cpu")
-    plan = build_operator(one, scale=SCALE).run(qkv.q, qkv.k, qkv.v)["plan"]
+    plan = build_operator(one, scale=SCALE).run(qkv.tensors)["plan"]
     sample = sample_rows(plan.q_grid, seed=3, device=CPU, max_scores=4 * 64 * 315)
     rows = head_rows(plan, sample, 0, 1)
     mask = plan.dense_mask()[0, 1]

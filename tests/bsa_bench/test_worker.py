@@ -9,8 +9,10 @@ import third_party
 import torch
 
 from bsa_bench import catalog, worker
+from bsa_bench.catalog import make_case
 from bsa_bench.measure.sampling import PROTOCOLS
-from bsa_bench.result import PASSES, BsaOptions, Case, Status
+from bsa_bench.methods.bsa import BsaOptions
+from bsa_bench.result import PASSES, Status
 from bsa_bench.run.job import Job, ProgressEvent
 from bsa_bench.run.settings import WORKER_COMMAND
 from bsa_bench.run.worker_process import run_worker
@@ -25,7 +27,8 @@ WORKLOAD = Workload(
 def cases(implementation, passes=PASSES, workload=WORKLOAD):
     options = BsaOptions(kv_density=0.4) if implementation.startswith("bsa") else None
     return [
-        Case(suite="tiny", workload=workload, implementation=implementation, passes=p, options=options) for p in passes
+        make_case(suite="tiny", workload=workload, implementation=implementation, passes=p, options=options)
+        for p in passes
     ]
 
 
@@ -196,7 +199,7 @@ def test_an_engine_that_remembers_its_result_is_found_out_after_timing(in_proces
 def test_an_exception_is_recorded_with_its_traceback_for_each_pass(in_process):
     for result in in_process(cases("full@crash")):
         assert result.status is Status.CRASHED
-        assert result.reason == "RuntimeError: an illegal memory access was encountered"
+        assert result.reason == "RuntimeError: an illegal memory access was encountered (in stage attend)"
         assert "in dense" in result.traceback
         assert result.correctness is None
 

@@ -251,6 +251,7 @@ class Machine:
 
     seed: int
     program: int = 0
+    flop: int = 0  # of all products
 
     def __post_init__(self):
         self.scheduler = None
@@ -316,6 +317,8 @@ class Machine:
             left, right = (x.content if isinstance(x, Shared) else x for x in (a, b))
             return left.float() @ right.float() + (acc if use_acc else 0)
 
+        rows, inner = a.shape
+        self.flop += 2 * rows * inner * b.content.shape[1]
         made = Wgmma(product)
         self._under_way.products = [*self._products(), made]
         return made
@@ -418,6 +421,11 @@ class SimulatedKernel:
         self._function = types.FunctionType(kernel.fn.__code__, self._machine.functions(module))
         self._names = list(inspect.signature(kernel.fn).parameters)
         self.programs = 0
+
+    @property
+    def flop(self):
+        """FLOP of the matrix products so far."""
+        return self._machine.flop
 
     def __getitem__(self, grid):
         def launch(*args, num_warps, **constants):

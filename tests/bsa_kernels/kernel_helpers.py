@@ -7,7 +7,10 @@ from torch import Tensor
 
 from bsa_kernels import BlockGrid, BlockPlan, block_sparse_attention
 from bsa_kernels.block_sparse.tile_table import Tile, Tiles
-from bsa_kernels.engines import reference, triton
+from bsa_kernels.engines import reference
+from bsa_kernels.engines.triton import TritonEngine
+from bsa_kernels.operator import Operator
+from bsa_kernels.stages import plan_stages
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -94,15 +97,24 @@ def make_tiles(rows, *, keys=64, group=1, transposed=False, pack=1, backward="sp
     )
 
 
+def triton_engine(tiles=None, *, is_tiled=False) -> TritonEngine:
+    """The engine with these tiles in place of the table's; `is_tiled`: for tile-major tensors."""
+    change = None if tiles is None else lambda *_: tiles
+    return TritonEngine(layout="tiled" if is_tiled else "natural", change_tiles=change)
+
+
+def prepare_tables(plan, *, head_dim, dtype, tiles=None, is_tiled=False):
+    """What the engine prepares for q, k and v of this head size and format."""
+    like = torch.empty(1, 1, 1, head_dim, dtype=dtype, device=plan.device)
+    return triton_engine(tiles, is_tiled=is_tiled).prepare(plan, like)
+
+
 def run_tiles(inputs, plan, tiles, *, scale=None, is_tiled=False):
     """What `run` gives, from the Triton kernels with these tiles; `is_tiled`: through tile-major copies."""
     scale = inputs.q.shape[-1] ** -0.5 if scale is None else scale
-    tables = triton.prepare(plan, head_dim=inputs.q.shape[-1], dtype=inputs.q.dtype, is_tiled=is_tiled, tiles=tiles)
-    q, k, v = _qkv(inputs)
-    if is_tiled:
-        q, k, v = plan.q_grid.permute(q), plan.kv_grid.permute(k), plan.kv_grid.permute(v)
-    out = triton.attend_tokens(q, k, v, tables, scale=scale)
-    return _with_gradients(plan.q_grid.restore(out) if is_tiled else out, inputs, backward=True)
+    operator = Operator(plan_stages(triton_engine(tiles, is_tiled=is_tiled), plan, scale=scale))
+    out = operator.forward(dict(zip("qkv", _qkv(inputs), strict=True)))
+    return _with_gradients(out, inputs, backward=True)
 
 
 def error_budgets(inputs, plan, exact, *, scale=None, backward=True):
@@ -209,7 +221,9 @@ def poison_empty(monkeypatch):
 
         def poisoned(*args, _make=make, **kwargs):
             out = _make(*args, **kwargs)
-            return out.fill_(torch.nan if out.is_floating_point() else torch.iinfo(out.dtype).max)
+            # A compiler that traces asks for bools, too.
+            large = True if out.dtype == torch.bool else None if out.is_floating_point() else torch.iinfo(out.dtype).max
+            return out.fill_(torch.nan if large is None else large)
 
         monkeypatch.setattr(torch, name, poisoned)
 

@@ -1,4 +1,4 @@
-"""BSA's selection as `docs/method.md` defines it, in plain Python loops over blocks, windows and tokens, in float64.
+"""BSA's selection as `docs/methods/bsa.md` defines it, in plain Python loops over blocks, windows and tokens, in fp64.
 
 It shares nothing with `bsa_kernels`. One head at a time: `q` and `k` are lists of L rows, tokens in (t, h, w) order.
 A token inside a block is known by its *place*, its (t, h, w) from the block's first corner.

@@ -10,8 +10,8 @@ from naive_bsa import chosen_blocks
 from selection_helpers import assert_selects_like_the_naive_loops, plan_for, random_qk
 
 from bsa_kernels import make_bsa_plan
-from bsa_kernels.bsa.blocks import pool_kept, pool_real, select_blocks
 from bsa_kernels.grid import BlockGrid
+from bsa_kernels.methods.bsa.blocks import pool_kept, pool_real, select_blocks
 
 RULES = ["statistical", "topk", "mass", "softmax_stat"]
 DENSITY = st.floats(0.001, 1)

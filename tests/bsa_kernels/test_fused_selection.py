@@ -6,9 +6,9 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from bsa_kernels.bsa import fused, queries
-from bsa_kernels.bsa.options import BsaOptions
 from bsa_kernels.grid import BlockGrid
+from bsa_kernels.methods.bsa import fused, queries
+from bsa_kernels.methods.bsa.options import BsaOptions
 
 
 def test_rules_that_do_not_matter_are_supported():

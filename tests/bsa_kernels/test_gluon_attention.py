@@ -4,7 +4,7 @@
 """
 
 import importlib.util
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,13 +23,8 @@ from kernel_helpers import (
     run,
 )
 
-from bsa_bench.static.compile import Compiled, Settings, compile_all
-from bsa_bench.static.config import KernelConfig
-from bsa_bench.static.reading import read
-from bsa_bench.static.toolchain import triton_toolchain
 from bsa_kernels import BlockGrid, bsa_attention, full_plan, make_bsa_plan
 from bsa_kernels.block_sparse import gluon_attend
-from bsa_kernels.block_sparse.configurations import shipped
 from bsa_kernels.block_sparse.groups import group_count
 from bsa_kernels.engines import gluon
 
@@ -44,7 +39,7 @@ ONE = (4, 4, 4)
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch):
     """The engine runs here, its kernel in the simulator."""
-    monkeypatch.setattr(gluon, "unsupported", lambda *_, **__: None)
+    monkeypatch.setattr(gluon.GluonEngine, "unsupported", lambda *_, **__: None)
     return simulate(monkeypatch)
 
 
@@ -52,6 +47,10 @@ def simulate(monkeypatch, *, seed=0, module=gluon_attend):
     kernel = SimulatedKernel(module, KERNEL if module is gluon_attend else module.attend_kernel, seed)
     monkeypatch.setattr(gluon_attend, "attend_kernel", kernel)
     return kernel
+
+
+def tiles_of(plan, head_dim):
+    return gluon.GLUON.layout_for(plan, head_dim=head_dim, dtype=FP16).tiles
 
 
 def inputs_of(grid, head_dim=64, **more):
@@ -91,7 +90,7 @@ def test_blocks_of_other_sides_agree(block, query_block, keep, group, head_dim):
     inputs = inputs_of(grid, head_dim, heads=1)
     q_grid, kv_grid = BlockGrid(grid, query_block), BlockGrid(grid, block)
     plan = hand_plan(q_grid, kv_grid, random_mask(q_grid, kv_grid, 0.6, heads=1, device=CPU), keep=keep)
-    assert gluon.choose_tiles(plan, head_dim=head_dim, dtype=FP16).attend.group == group
+    assert tiles_of(plan, head_dim).attend.group == group
     assert_forward_agrees(inputs, plan)
 
 
@@ -100,7 +99,7 @@ def test_blocks_of_other_sides_agree(block, query_block, keep, group, head_dim):
 def test_tile_major_tokens_agree(grid, is_tiled):
     inputs = inputs_of(grid, heads=2)
     plan = make_bsa_plan(inputs.q, inputs.k, grid=grid, kv_density=0.5)
-    assert_tiles_close(inputs, plan, gluon.choose_tiles(plan, head_dim=64, dtype=FP16), is_tiled=is_tiled)
+    assert_tiles_close(inputs, plan, tiles_of(plan, 64), is_tiled=is_tiled)
 
 
 @pytest.mark.parametrize("zero_fill", [False, True])
@@ -246,35 +245,6 @@ def test_blocks_that_it_cannot_take_are_named(block, query_block, message):
     options = {"grid": grid, "block": block, "query_block": query_block, "query_keep": 1.0}
     with pytest.raises(ValueError, match=message):
         bsa_attention(inputs.q, inputs.k, inputs.v, engine="gluon", **options)
-
-
-# What it compiles to
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("release", ["installed", "3.6.0"])
-def test_it_compiles_for_hopper_to_wgmma_full_pipelines_and_no_spills(release, tmp_path):
-    # Other releases of Triton stay in the user's cache: they are fetched once.
-    from bsa_bench.static.compile import default_cache
-
-    settings = Settings(tmp_path)
-    if release != "installed":
-        settings = replace(settings, toolchain=triton_toolchain(release, default_cache()))
-    wanted = [each for each in shipped(arch="sm_90") if each.name.startswith("attend_gluon")]
-    assert len(wanted) == 2 * 2 * 2
-    jobs = [(KernelConfig.model_validate(asdict(each)), "sm_90") for each in wanted]
-    for done in compile_all(jobs, settings):
-        assert isinstance(done, Compiled), f"{done.config.name}: {done.message}"
-        name, reading, head_dim = done.config.name, read(done), done.config.constexprs["D"]
-        assert (reading.spill_loads, reading.spill_stores, done.record.stack_bytes) == (0, 0, 0), name
-        assert reading.tensor_classes == ("wgmma",), name
-        assert {count.a_source for count in reading.tensor} == {"registers"}, name
-        assert (reading.crew.warps, reading.crew.teams, len(reading.crew.loops)) == (4, 2, 2), name
-        assert reading.depth == reading.wanted_depth == {64: 8, 128: 5}[head_dim], name
-        # Two halves multiply; K and V come once, with the items of the list and, for masks, a table.
-        assert reading.flop_per_trip == 2 * 4 * 64 * 64 * head_dim, name
-        assert 0 <= reading.traffic.l2_bytes - 2 * 64 * head_dim * 2 <= 1024, name
-        assert reading.occupancy.ctas == 1, name
 
 
 # The simulator itself

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsa_kernels.bsa.blocks import select_blocks
-from bsa_kernels.bsa.schedule import sparsity_at
+from bsa_kernels.methods.bsa.blocks import select_blocks
+from bsa_kernels.methods.bsa.schedule import sparsity_at
 
 BLOCKS_OF_61_FRAMES = 364
 

@@ -9,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bsa_kernels import BlockGrid
+from bsa_kernels.block_sparse.tables import Layout
 from bsa_kernels.block_sparse.tile_table import (
     DEFAULT_TABLE,
     ENVIRONMENT,
@@ -135,12 +137,6 @@ def test_two_blocks_a_step_are_not_taken_where_a_block_would_not_fit():
         choose(table, kept_rows=64)
 
 
-def test_longer_lists_may_have_tiles_of_their_own():
-    short, long = (table_of(Tile(32, keys, 4, 2), min_list=least) for keys, least in ((32, 0), (64, 10)))
-    for table in (short + long, long + short):
-        assert [choose(table, expected_list=n).grad_kv.keys for n in (0, 9, 10, 500)] == [32, 32, 64, 64]
-
-
 def test_the_fused_form_is_the_default_where_its_entry_says_so():
     assert choose(table_of(Tile(32, 64, 4, 2))).backward == "split"
     assert choose(table_of(Tile(32, 64, 4, 2), is_default_backward=True)).backward == "fused"
@@ -187,7 +183,7 @@ def test_the_interpreter_has_hopper_s_tiles_and_other_gpus_those_of_their_genera
     assert arch_of(torch.device("cpu")) == "sm_90"
 
 
-# Integers
+# Sizes
 
 SIDES, BOTH = st.sampled_from([16, 32, 64, 128]), st.booleans()
 
@@ -206,10 +202,10 @@ def some_tiles(draw):
 
 
 @given(some_tiles())
-def test_decode_gives_what_was_encoded(tiles):
-    numbers = tiles.encode()
-    assert {type(number) for number in numbers} == {int}
-    assert Tiles.decode(numbers) == tiles
+def test_a_layout_is_decoded_as_it_was_encoded(tiles):
+    layout = Layout(BlockGrid((5, 6, 7), (4, 4, 4)), BlockGrid((5, 6, 7), (2, 4, 8)), True, False, tiles)
+    assert Layout.decode(layout.encode()) == layout
+    assert Layout.decode(layout.encode()) is Layout.decode(layout.encode())
     assert tiles.max_keys == max(tile.keys for tile in by_kernel(tiles).values())
 
 
@@ -229,7 +225,7 @@ def test_the_shipped_table_gives_a_reason_for_each_entry():
 
 
 def test_the_shipped_table_has_one_entry_for_each_case():
-    cases = [(e.kernel, e.arch, e.head_dim, e.kept_rows, e.min_list, e.tile.group) for e in shipped()]
+    cases = [(e.kernel, e.arch, e.head_dim, e.kept_rows, e.tile.group) for e in shipped()]
     assert len(set(cases)) == len(cases)
     assert {(kernel, arch, width) for kernel, arch, width, *_ in cases} == set(product(KERNELS, ARCHS, WIDTHS))
     assert max(WIDTHS) == MAX_HEAD_DIM

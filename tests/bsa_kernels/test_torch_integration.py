@@ -2,13 +2,17 @@
 
 import pytest
 import torch
-from kernel_helpers import DEVICE, hand_plan, make_tiles, qkv, random_mask, run_tiles
+from kernel_helpers import DEVICE, hand_plan, make_tiles, prepare_tables, qkv, random_mask, run_tiles
 from torch.utils.checkpoint import checkpoint
 
 from bsa_kernels import BlockGrid, bsa_attention, grid, make_bsa_plan, tile_permute, tile_restore
 from bsa_kernels.block_sparse import lists, ops, triton_attend, triton_gradients
+from bsa_kernels.block_sparse.tables import KernelTables, Layout
 from bsa_kernels.block_sparse.tile_table import ENVIRONMENT, Tile
 from bsa_kernels.engines import triton
+from bsa_kernels.methods.bsa import ops as selection_ops
+from bsa_kernels.methods.bsa import stages
+from bsa_kernels.methods.bsa.options import BsaOptions
 
 FP16, FP32 = torch.float16, torch.float32
 GRID = (4, 4, 7)
@@ -116,17 +120,21 @@ def test_an_exported_program_gives_the_same(eager):
     inputs, expected = eager
     q, k, v = (x.detach() for x in (inputs.q, inputs.k, inputs.v))
     program = torch.export.export(Attention(), (q, k, v))
-    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert {"bsa_kernels.make_tables.default", "bsa_kernels.attend.default"} <= targets
+    # What runs without gradients is a graph of its own.
+    graphs = [each.graph for each in program.graph_module.modules() if isinstance(each, torch.fx.GraphModule)]
+    targets = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"}
+    assert {f"bsa_kernels.{name}.default" for name in ("bsa_select", "make_tables", "attend")} <= targets
     assert torch.equal(program.module()(q, k, v), expected["o"])
 
 
-def operator_case(dtype=FP32):
+def operator_plan():
     made = BlockGrid(GRID, (4, 4, 4))
-    inputs = inputs_of(dtype)
-    plan = hand_plan(made, made, random_mask(made, made, 0.6, heads=1))
-    tables = triton.prepare(plan, head_dim=16, dtype=dtype, tiles=make_tiles(32, group=2))
-    return inputs, tables
+    return hand_plan(made, made, random_mask(made, made, 0.6, heads=1))
+
+
+def operator_case(dtype=FP32):
+    tables = prepare_tables(operator_plan(), head_dim=16, dtype=dtype, tiles=make_tiles(32, group=2))
+    return inputs_of(dtype), tables
 
 
 @pytest.mark.parametrize("to_tiles", [False, True])
@@ -138,7 +146,7 @@ def test_the_operator_of_permutation_keeps_torch_s_rules(to_tiles):
 
 
 def test_the_operator_of_tables_keeps_torch_s_rules(monkeypatch):
-    inputs, tables = operator_case()
+    _, tables = operator_case()
     reserve = lists._reserve
 
     def cleared(*arguments):
@@ -146,37 +154,59 @@ def test_the_operator_of_tables_keeps_torch_s_rules(monkeypatch):
         return starts, items.zero_()
 
     monkeypatch.setattr(lists, "_reserve", cleared)  # two runs are compared, also what stands past the lists
-    numbers = tables.layout.encode()
-    choices = (0.5, 0.6, "window", "statistical", "nearest", 0.25)
-    torch.library.opcheck(ops.make_tables, (inputs.q.detach(), inputs.k.detach(), numbers, *choices))
+    plan = operator_plan()
+    torch.library.opcheck(ops._make_walk, (plan.kept_slots, plan.block_bits, tables.code))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"query_keep": 1}, {"query_rule": "block"}, {"query_keep": 1, "kv_density": 1}]
+)
+def test_the_operator_of_selection_keeps_torch_s_rules(options):
+    inputs = inputs_of()
+    wanted = BsaOptions(**{"grid": GRID, "kv_density": 0.6, **options})
+    torch.library.opcheck(selection_ops._select, (inputs.q.detach(), inputs.k.detach(), wanted.code, 0.25, False))
 
 
 def test_the_operator_of_attention_keeps_torch_s_rules():
     inputs, tables = operator_case()
-    torch.library.opcheck(ops._attend, (inputs.q, inputs.k, inputs.v, tables.tensors, tables.layout.encode(), 0.25))
+    torch.library.opcheck(ops._attend, (inputs.q, inputs.k, inputs.v, tables.tensors, tables.code, 0.25))
 
 
 def test_the_operator_of_the_backward_keeps_torch_s_rules():
     inputs, tables = operator_case()
     q, k, v = (x.detach() for x in (inputs.q, inputs.k, inputs.v))
-    numbers = tables.layout.encode()
-    o, lse = ops._attend(q, k, v, tables.tensors, numbers, 0.25)
-    torch.library.opcheck(ops._attend_backward, (inputs.do, q, k, v, o, lse, tables.tensors, numbers, 0.25))
+    o, lse = ops._attend(q, k, v, tables.tensors, tables.code, 0.25)
+    arguments = (inputs.do, q, k, v, o, lse, tables.tensors, tables.code, 0.25)
+    torch.library.opcheck(ops._attend_backward, arguments)
+    torch.library.opcheck(ops._attend_backward, (*arguments, torch.ones_like(lse)))
 
 
 @pytest.mark.parametrize("options", [{}, {"query_keep": 1}, {"query_block": (4, 4, 8)}, {"query_rule": "block"}])
 @pytest.mark.parametrize("sides", [GRID, (8, 4, 4)])
-def test_a_compiler_knows_the_shapes_of_tables_without_running(sides, options):
+def test_a_compiler_knows_the_shapes_of_selection_and_tables_without_running(sides, options):
+    wanted = BsaOptions(grid=sides, **options)
     q = inputs_of(FP16, grid=sides).q.detach()
-    plan = make_bsa_plan(q, q, grid=sides, **options)
-    tables = triton.prepare(plan, head_dim=16, dtype=FP16)
-    choices = (options.get("query_keep", 0.5), 0.1, options.get("query_rule", "window"), "statistical", "nearest", 0.25)
+    selected = selection_ops.select(q, q, wanted, scale=0.25, is_tiled=False)
+    plan = stages.build_plan(selected, wanted)
+    tables = prepare_tables(plan, head_dim=16, dtype=FP16)
     with torch._subclasses.FakeTensorMode() as mode:
         fake = mode.from_tensor(q)
-        shapes = ops.make_tables(fake, fake, tables.layout.encode(), *choices)
-    for real, traced in zip(tables.tensors, shapes, strict=True):
-        assert (real.shape, real.dtype) == (traced.shape, traced.dtype)
+        traced = selection_ops.select(fake, fake, wanted, scale=0.25, is_tiled=False)
+        traced_tables = ops.make_tables(stages.build_plan(traced, wanted), tables.code)
+    for real, shape in zip((*selected, *tables.tensors), (*traced, *traced_tables.tensors), strict=True):
+        assert (real.shape, real.dtype) == (shape.shape, shape.dtype)
         assert real.is_contiguous()
+
+
+def test_what_crosses_an_operator_comes_out_as_it_went_in():
+    wanted = BsaOptions(grid=GRID, query_block=(4, 4, 8), query_keep=0.3, kv_density=1 / 3, fill="zero")
+    assert BsaOptions.decode(wanted.code) == wanted
+    tables = prepare_tables(operator_plan(), head_dim=16, dtype=FP16, tiles=make_tiles(32, group=2, transposed=True))
+    layout = tables.layout
+    assert Layout.decode(layout.encode()) == layout == Layout.decode(tables.code)
+    assert (layout.fills, layout.is_tiled, layout.tiles) == (True, False, make_tiles(32, group=2, transposed=True))
+    again = KernelTables.of(tables.tensors, tables.code)
+    assert all(getattr(again, name) is getattr(tables, name) for name in vars(tables) if name != "code")
 
 
 # Autocast
@@ -197,7 +227,7 @@ def test_autocast_converts_first_and_gradients_come_back_in_the_inputs_format():
 
 def test_autocast_to_bfloat16_is_what_the_engine_is_asked_for(monkeypatch):
     inputs = inputs_of()
-    monkeypatch.setattr(triton, "unsupported", lambda device, dtype, *_, **__: f"got {dtype}")
+    monkeypatch.setattr(triton.TritonEngine, "unsupported", lambda _, device, dtype, *__, **___: f"got {dtype}")
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16), pytest.raises(ValueError, match=r"got torch\.bfloat16"):
         attend(inputs.q, inputs.k, inputs.v)
     with pytest.raises(ValueError, match=r"got torch\.float32"):
@@ -260,7 +290,7 @@ def test_the_table_that_the_environment_names_is_launched(group, tmp_path, monke
     (tmp_path / "tiles.toml").write_text("".join(entries))
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "tiles.toml"))
     walk, packed = Tile(32 * group, 16, 4, 2, group=group), Tile(32, 16, 4, 2)
-    chosen = triton.choose_tiles(plan, head_dim=16, dtype=FP16)
+    chosen = triton.TRITON.layout_for(plan, head_dim=16, dtype=FP16).tiles
     assert (chosen.attend, chosen.grad_q, chosen.grad_kv, chosen.grad_fused) == (walk, walk, packed, packed)
     calls = watch(monkeypatch, triton_attend, "launch_attend")
     backward = watch(monkeypatch, triton_gradients, "launch_grad_kv")

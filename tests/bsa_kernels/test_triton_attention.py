@@ -15,6 +15,7 @@ from kernel_helpers import (
     hand_plan,
     make_tiles,
     poison_empty,
+    prepare_tables,
     qkv,
     random_mask,
     run_tiles,
@@ -23,9 +24,9 @@ from torch.nn import functional
 
 from bsa_kernels import BlockGrid, BlockPlan
 from bsa_kernels.block_sparse import triton_attend
+from bsa_kernels.block_sparse.ops import attend as attend_tables
 from bsa_kernels.block_sparse.tile_table import padded
 from bsa_kernels.block_sparse.triton_gradients import launch_pack_rows
-from bsa_kernels.engines import triton
 
 FP16, FP32, FP64 = torch.float16, torch.float32, torch.float64
 ONE = (4, 4, 4)
@@ -164,7 +165,7 @@ def test_all_rows_and_all_blocks_equal_dense_attention(grid, form, backward):
     mask = torch.ones(1, 1, made.num_blocks, made.num_blocks, dtype=torch.bool, device=DEVICE)
     plan = BlockPlan.from_mask(made, made, mask)
     inputs = qkv(grid, 16, FP16, heads=1)
-    assert triton.prepare(plan, head_dim=16, dtype=FP16).layout.fills == (not made.is_even)
+    assert prepare_tables(plan, head_dim=16, dtype=FP16).layout.fills == (not made.is_even)
     exact = inputs.to(FP64)
     out = functional.scaled_dot_product_attention(exact.q, exact.k, exact.v)
     gradients = torch.autograd.grad(out, (exact.q, exact.k, exact.v), exact.do)
@@ -186,7 +187,7 @@ def test_all_rows_and_all_blocks_equal_dense_attention(grid, form, backward):
 def test_blocks_of_other_shapes_agree(grid, block, keep, rows, keys, group, backward, has_full):
     plan = plan_on(grid, block, keep=keep, density=0.6, heads=1)
     tiles = make_tiles(rows, keys=keys, group=group, backward=backward)
-    made = triton.prepare(plan, head_dim=16, dtype=FP16, tiles=tiles)
+    made = prepare_tables(plan, head_dim=16, dtype=FP16, tiles=tiles)
     assert made.layout.has_full == has_full
     assert bool(made.num_full.any()) == has_full
     assert_tiles_close(qkv(grid, 16, FP16, heads=1), plan, tiles)
@@ -234,8 +235,8 @@ def test_tile_major_padding_is_not_read_and_gets_zeros(form, backward, monkeypat
     for x in leaves:
         x[:, :, padding] = torch.nan
     *qkv_tiles, do = (x.requires_grad_() for x in leaves)
-    tables = triton.prepare(plan, head_dim=16, dtype=FP32, is_tiled=True, tiles=tiles)
-    out = triton.attend_tokens(*qkv_tiles, tables, scale=0.25)
+    tables = prepare_tables(plan, head_dim=16, dtype=FP32, is_tiled=True, tiles=tiles)
+    out = attend_tables(*qkv_tiles, tables, scale=0.25)
     for name, result in zip(expected, (out, *torch.autograd.grad(out, qkv_tiles, do)), strict=True):
         assert (result[:, :, padding] == 0).all(), name
         assert torch.equal(grid.restore(result), expected[name]), name
@@ -298,7 +299,7 @@ def test_offsets_in_64_bits_give_the_same(form, monkeypatch):
     plan = plan_on((5, 4, 8), ONE, keep=FORMS[form][0], heads=1)
     inputs = qkv((5, 4, 8), 16, heads=1)
     expected = run_tiles(inputs, plan, tiles_of(form, keys=32))
-    tables = triton.prepare(plan, head_dim=16, dtype=FP32, tiles=tiles_of(form, keys=32))
+    tables = prepare_tables(plan, head_dim=16, dtype=FP32, tiles=tiles_of(form, keys=32))
     assert triton_attend.kv_offsets(tables, inputs.k, inputs.v).dtype == torch.int32
     monkeypatch.setattr(torch, "iinfo", lambda _: SimpleNamespace(max=0))
     assert triton_attend.kv_offsets(tables, inputs.k, inputs.v).dtype == torch.int64
@@ -309,7 +310,7 @@ def test_offsets_in_64_bits_give_the_same(form, monkeypatch):
 @pytest.mark.parametrize(("wide", "other"), [("k", "v"), ("v", "k")])
 def test_the_wider_of_k_and_v_decides_how_wide_offsets_are(wide, other):
     plan = plan_on((5, 4, 8), ONE)
-    tables = triton.prepare(plan, head_dim=16, dtype=FP32)
+    tables = prepare_tables(plan, head_dim=16, dtype=FP32)
     step = torch.iinfo(torch.int32).max // tables.layout.furthest_offset
     strides = {wide: step, other: 16}
     meta = {name: torch.empty_strided((1, 1, 2, 16), (0, 0, s, 1), device="meta") for name, s in strides.items()}
@@ -324,7 +325,7 @@ def test_the_wider_of_k_and_v_decides_how_wide_offsets_are(wide, other):
 def test_the_sum_of_a_block_s_gradients_is_preserved_by_its_kept_rows(keep, monkeypatch):
     plan = hard_plan(keep, heads=2)
     inputs = qkv(plan.q_grid.grid, 16)
-    tables = triton.prepare(plan, head_dim=16, dtype=FP32)
+    tables = prepare_tables(plan, head_dim=16, dtype=FP32)
     poison_empty(monkeypatch)
     rows = launch_pack_rows(inputs.q, inputs.v, inputs.do, tables)
     per_block = plan.q_grid.permute(inputs.do).unflatten(2, (*plan.shape[2:3], -1)).sum(3)

@@ -4,7 +4,7 @@ With the tiles that the table chooses; `test_triton_attention` has the others.
 """
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,18 +16,16 @@ from kernel_helpers import (
     make_tiles,
     max_error,
     poison_empty,
+    prepare_tables,
     qkv,
     random_mask,
     run,
 )
 from torch.nn import functional
 
-from bsa_bench.static.compile import Compiled, Settings, compile_all
-from bsa_bench.static.config import KernelConfig
-from bsa_bench.static.reading import read
 from bsa_kernels import BlockGrid, block_sparse_attention, full_plan, make_bsa_plan
-from bsa_kernels.block_sparse.configurations import shipped
-from bsa_kernels.engines import get_engine, triton
+from bsa_kernels.block_sparse.ops import attend as attend_tables
+from bsa_kernels.engines import triton
 from bsa_kernels.engines.reference import prepare
 
 FP16, FP32 = torch.float16, torch.float32
@@ -136,8 +134,8 @@ def test_gradients_of_tile_major_padding_are_exact_zeros(monkeypatch):
     plan = plan_of(inputs, grid, kv_density=0.5)
     q, k, v = (plan.kv_grid.permute(x.detach()).requires_grad_() for x in (inputs.q, inputs.k, inputs.v))
     poison_empty(monkeypatch)
-    tables = triton.prepare(plan, head_dim=16, dtype=FP32, is_tiled=True)
-    out = triton.attend_tokens(q, k, v, tables, scale=0.25)
+    tables = prepare_tables(plan, head_dim=16, dtype=FP32, is_tiled=True)
+    out = attend_tables(q, k, v, tables, scale=0.25)
     is_padding = plan.kv_grid.token_of_slot(DEVICE).flatten() < 0
     for x in (out, *torch.autograd.grad(out, (q, k, v), torch.ones_like(out))):
         assert (x[:, :, is_padding] == 0).all()
@@ -189,7 +187,7 @@ def test_log_sum_exp_is_in_base_two_and_infinity_where_nothing_is_seen(group, tr
     plan = hand_plan(grid, grid, mask, keep=0.3)
     inputs = qkv(grid.grid, 16, heads=1)
     tiles = make_tiles(32, keys=32, group=group, transposed=transposed)
-    tables = triton.prepare(plan, head_dim=16, dtype=FP32, tiles=tiles)
+    tables = prepare_tables(plan, head_dim=16, dtype=FP32, tiles=tiles)
     q, k, v = (x.detach() for x in (inputs.q, inputs.k, inputs.v))
     _, lse = launch_attend(q, k, v, tables, scale=0.25)
     scores = 0.25 * plan.gather_kept(grid.permute(q)).flatten(2, 3) @ grid.permute(k).transpose(-1, -2)
@@ -199,16 +197,6 @@ def test_log_sum_exp_is_in_base_two_and_infinity_where_nothing_is_seen(group, tr
     assert (lse[~sees] == math.inf).all()
     assert (~sees[:, :, 1]).all()
     assert (~sees[:, :, 2]).any()
-
-
-def test_executed_flop_counts_whole_tiles():
-    grid = BlockGrid((4, 4, 8), (4, 4, 4))
-    plan = full_plan(1, 3, grid, device=DEVICE)
-    assert triton.executed_flop(plan, 64) == 4 * 64 * 128 * 128 * 3
-    assert triton.executed_flop(plan, 80) == 4 * 128 * 128 * 128 * 3
-    odd = BlockGrid((3, 5, 7), (3, 5, 7))
-    assert triton.executed_flop(full_plan(1, 1, odd, device=DEVICE), 64) == 4 * 64 * 128 * 128
-    assert get_engine("gather").executed_flop(full_plan(1, 1, odd, device=DEVICE), 64) == 4 * 64 * 105 * 105
 
 
 def test_a_reason_with_a_remedy_stands_for_what_it_cannot_run(monkeypatch):
@@ -242,23 +230,3 @@ def test_the_operator_raises_with_the_reason():
         ValueError, match=r"engine 'triton': the kernels take float16, bfloat16 and float32, not float64"
     ):
         run("triton", inputs, full_plan(1, 2, BlockGrid((4, 4, 4), (4, 4, 4)), device=DEVICE))
-
-
-@pytest.mark.slow
-def test_shipped_kernels_compile_for_hopper_without_spills_to_wgmma_and_full_pipelines(tmp_path):
-    def kept(name, head_dim):
-        # With padding at the larger head size, which has fewer registers to spare.
-        return name.startswith(("attend-", "grad_")) and head_dim < 256 and (head_dim == 128 or "padded" not in name)
-
-    wanted = [each for each in shipped(dtype="bf16", arch="sm_90") if kept(each.name, each.constexprs["D"])]
-    assert len(wanted) == 4 * 2 * 2 + 3 * 2  # padding changes nothing in grad_kv
-    jobs = [(KernelConfig.model_validate(asdict(each)), "sm_90") for each in wanted]
-    for done in compile_all(jobs, Settings(tmp_path)):
-        assert isinstance(done, Compiled), f"{done.config.name}: {done.message}"
-        name, reading = done.config.name, read(done)
-        assert reading.main is not None, name
-        assert not done.record.stack_bytes, f"{name}: {done.record.stack_bytes} bytes of stack"
-        assert not reading.main.count("spill load") + reading.main.count("spill store"), name
-        assert reading.tensor_classes == ("wgmma",), f"{name}: {reading.tensor_classes}"
-        walked = {"k", "v"} if name.startswith(("attend", "grad_q")) else {"q", "do"}
-        assert {b.name: b.depth for b in reading.tile_buffers} == dict.fromkeys(walked, done.config.num_stages), name

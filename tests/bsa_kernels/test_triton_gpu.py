@@ -23,10 +23,10 @@ from kernel_helpers import (
 from bsa_kernels import BlockGrid, bsa_attention, make_bsa_plan
 from bsa_kernels.bits import unpack_bits
 from bsa_kernels.block_sparse import triton_gradients
-from bsa_kernels.block_sparse.configurations import candidates
 from bsa_kernels.block_sparse.tile_table import DEFAULT_TABLE, Tile, Tiles, arch_of, load_tiles
-from bsa_kernels.bsa import stages
-from bsa_kernels.bsa.options import BsaOptions
+from bsa_kernels.configurations import candidates
+from bsa_kernels.methods.bsa import stages
+from bsa_kernels.methods.bsa.options import BsaOptions
 
 pytestmark = pytest.mark.gpu
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from kernel_helpers import DEVICE, poison_empty
 
 from bsa_kernels.bits import pack_bits, unpack_bits
-from bsa_kernels.bsa import queries, stages, triton_pool, triton_select
-from bsa_kernels.bsa.blocks import pool_kept, pool_real
-from bsa_kernels.bsa.options import BsaOptions
 from bsa_kernels.grid import BlockGrid
+from bsa_kernels.methods.bsa import queries, stages, triton_pool, triton_select
+from bsa_kernels.methods.bsa.blocks import pool_kept, pool_real
+from bsa_kernels.methods.bsa.options import BsaOptions
 
 FP16, FP32 = torch.float16, torch.float32
 EPS = 2.0**-23
@@ -363,7 +363,7 @@ def test_two_runs_give_the_same_bits():
 def test_what_is_unsupported_is_said(change, reason):
     options = BsaOptions(grid=(4, 4, 8), **change)
     x = normal(1, 1, 128, 16)
-    with pytest.raises(ValueError, match=reason + ".*; use bsa_kernels.bsa.stages.select"):
+    with pytest.raises(ValueError, match=reason + ".*; use bsa_kernels.methods.bsa.stages.select"):
         triton_select.select(x, x, options, scale=1.0)
 
 

@@ -1,13 +1,14 @@
-"""Every configuration of the kernels that a user's call can come to, and those that compete with them.
+"""Every configuration of the attention's kernels that a user's call can come to, and those that compete with them.
 
-One place for tools that compile kernels without launching them: `shipped` is what the table of tiles chooses,
+For tools that compile kernels without launching them: `shipped_attention` is what the table of tiles chooses,
 `candidates` are the tiles that were weighed against it (the space that tuning searches). Nothing here imports Triton.
+`bsa_kernels.configurations` adds the kernels that select.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,10 +26,9 @@ from bsa_kernels.block_sparse.constants import (
     walk_constants,
 )
 from bsa_kernels.block_sparse.groups import group_count
+from bsa_kernels.block_sparse.specialized import specialized_tiles
 from bsa_kernels.block_sparse.tables import Layout
 from bsa_kernels.block_sparse.tile_table import Arch, Kernel, Tile, Tiles, tiles_for
-from bsa_kernels.bsa.fused import bits_options, moments_options, pool_options
-from bsa_kernels.engines.gluon import specialized_tiles
 from bsa_kernels.grid import BlockGrid
 
 Format = Literal["fp16", "bf16", "fp32"]
@@ -36,7 +36,7 @@ DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16,
 
 _PACKAGE = Path(__file__).parents[1]
 #: Module and function of each kernel, below `bsa_kernels`.
-FUNCTIONS: dict[str, tuple[str, str]] = {
+_FUNCTIONS: dict[str, tuple[str, str]] = {
     "attend": ("block_sparse.triton_attend", "attend_kernel"),
     "attend_gluon": ("block_sparse.gluon_attend", "attend_kernel"),
     "grad_q": ("block_sparse.triton_gradients", "grad_q_kernel"),
@@ -44,27 +44,15 @@ FUNCTIONS: dict[str, tuple[str, str]] = {
     "grad_fused": ("block_sparse.triton_gradients", "grad_kv_kernel"),
     "pack_rows": ("block_sparse.triton_gradients", "pack_rows_kernel"),
     "spread_grad_q": ("block_sparse.triton_gradients", "spread_grad_q_kernel"),
-    "pool": ("bsa.triton_pool", "pool_kernel"),
-    "moments": ("bsa.triton_select", "moments_kernel"),
-    "bits": ("bsa.triton_select", "bits_kernel"),
 }
 HEAD_DIMS = (64, 128, 256)
 # All rows of a block of (4, 4, 4), and the half that pruning keeps.
 KEPT_ROWS = (64, 32)
-_SIDES = (4, 4, 4)
+SIDES = (4, 4, 4)
 _BLOCK = 64
 
-_SINGLES = {
-    "lse_ptr",
-    "delta_ptr",
-    "dq_kept_ptr",
-    "pooled_q_ptr",
-    "pooled_k_ptr",
-    "mean_ptr",
-    "moments_ptr",
-    "largest_ptr",
-}
-_TOKENS = {"q_ptr", "k_ptr", "v_ptr", "o_ptr", "do_ptr", "q_kept_ptr", "do_kept_ptr", "dq_ptr", "dk_ptr", "dv_ptr"}
+_TOKENS = ("q_ptr", "k_ptr", "v_ptr", "o_ptr", "do_ptr", "q_kept_ptr", "do_kept_ptr", "dq_ptr", "dk_ptr", "dv_ptr")
+_SINGLES = ("lse_ptr", "delta_ptr", "dq_kept_ptr")
 
 
 @dataclass(frozen=True)
@@ -114,34 +102,33 @@ class Configuration:
     work: Work | None
 
 
-def shipped(shape: Shape | None = None, *, dtype: Format = "bf16", arch: Arch = "sm_90") -> list[Configuration]:
+def shipped_attention(
+    shape: Shape, head_dim: int, *, dtype: Format = "bf16", arch: Arch = "sm_90"
+) -> list[Configuration]:
     """The configurations that calls come to with blocks of 64 tokens, on grids without and (`-padded`) with padding.
 
     At head size 256 those without. The kernels beside the attention are listed once for each form that differs.
     """
-    case = _Case(shape or Shape(), dtype)
+    case = _Case(shape, dtype)
     found: list[Configuration] = []
-    for head_dim in HEAD_DIMS:
-        for kept in KEPT_ROWS:
-            tiles = tiles_for(arch=arch, head_dim=head_dim, kept_rows=kept, block_keys=_BLOCK, dtype=DTYPES[dtype])
-            for pads in (False, True) if head_dim < max(HEAD_DIMS) else (False,):
-                layout = case.layout(tiles, kept, pads=pads)
-                suffix = f"{dtype}-d{head_dim}-k{kept}{'-padded' if pads else ''}"
+    for kept in KEPT_ROWS:
+        tiles = tiles_for(arch=arch, head_dim=head_dim, kept_rows=kept, block_keys=_BLOCK, dtype=DTYPES[dtype])
+        for pads in (False, True) if head_dim < max(HEAD_DIMS) else (False,):
+            layout = case.layout(tiles, kept, pads=pads)
+            suffix = f"{dtype}-d{head_dim}-k{kept}{'-padded' if pads else ''}"
+            found += [
+                case.walking(f"{kernel}-{suffix}", kernel, layout, tile, kept, head_dim)
+                for kernel, tile in _by_kernel(tiles).items()
+                # Padding changes nothing in the one; the other is not offered for such heads, it would spill.
+                if not (kernel == "grad_kv" and pads) and not (kernel == "grad_fused" and head_dim == max(HEAD_DIMS))
+            ]
+            if arch == "sm_90" and dtype != "fp32" and head_dim < max(HEAD_DIMS):
+                found.append(case.specialized(f"attend_gluon-{suffix}", kept, head_dim, pads=pads))
+            if not pads or kept == _BLOCK:
                 found += [
-                    case.walking(f"{kernel}-{suffix}", kernel, layout, tile, kept, head_dim)
-                    for kernel, tile in _by_kernel(tiles).items()
-                    # Padding changes nothing in the one; the other is not offered for such heads, it would spill.
-                    if not (kernel == "grad_kv" and pads)
-                    and not (kernel == "grad_fused" and head_dim == max(HEAD_DIMS))
+                    case.beside(f"{kernel}-{suffix}", kernel, layout, kept, head_dim)
+                    for kernel in ("pack_rows", "spread_grad_q")
                 ]
-                if arch == "sm_90" and dtype != "fp32" and head_dim < max(HEAD_DIMS):
-                    found.append(case.specialized(f"attend_gluon-{suffix}", kept, head_dim, pads=pads))
-                if not pads or kept == _BLOCK:
-                    found += [
-                        case.beside(f"{kernel}-{suffix}", kernel, layout, kept, head_dim)
-                        for kernel in ("pack_rows", "spread_grad_q")
-                    ]
-        found += case.selecting(head_dim)
     return found
 
 
@@ -251,7 +238,7 @@ class _Case:
 
     def layout(self, tiles: Tiles, kept: int, *, pads: bool, keys: int = _BLOCK) -> Layout:
         blocks = 2 * -(-self.shape.tokens // (2 * _BLOCK))
-        grid = BlockGrid((4, 4, 4 * blocks - int(pads)), _SIDES)
+        grid = BlockGrid((4, 4, 4 * blocks - int(pads)), SIDES)
         kv_grid = BlockGrid(grid.grid, (4, 4, 4 * max(keys // _BLOCK, 1)))
         return Layout(grid, kv_grid, is_tiled=False, fills=pads or kept < _BLOCK, tiles=tiles)
 
@@ -270,7 +257,7 @@ class _Case:
 
     def specialized(self, name: str, kept: int, head_dim: int, *, pads: bool) -> Configuration:
         """The forward whose warps load or multiply, on the engine gluon's tiles."""
-        grid = BlockGrid((4, 4, 4), _SIDES)
+        grid = BlockGrid((4, 4, 4), SIDES)
         tiles = specialized_tiles(grid, kept_rows=kept, head_dim=head_dim, dtype=DTYPES[self.dtype])
         layout = self.layout(tiles, kept, pads=pads)
         constants = specialized_constants(layout, tiles.attend, kept_rows=kept, head_dim=head_dim)
@@ -284,21 +271,6 @@ class _Case:
         if kernel == "pack_rows":
             constants["PRECISION"] = precision_of(DTYPES[self.dtype])
         return self._configuration(name, kernel, constants, {"num_warps": 4, "num_stages": 3}, None)
-
-    def selecting(self, head_dim: int) -> list[Configuration]:
-        """The kernels of the selection, at half of the queries kept."""
-        grid = BlockGrid((4, 4, 4 * -(-self.shape.tokens // _BLOCK)), _SIDES)
-        pool = pool_options(
-            grid, grid, query_keep=0.5, zero_fill=False, tiled=False, head_dim=head_dim, dtype=DTYPES[self.dtype]
-        )
-        every = {"pool": pool, "moments": moments_options(head_dim), "bits": bits_options(head_dim)}
-        found = []
-        for kernel, options in every.items():
-            compiler = {key: value for key, value in options.items() if key in {"num_warps", "num_stages"}}
-            constants = {key: value for key, value in options.items() if key not in compiler}
-            name = f"{kernel}-{self.dtype}-d{head_dim}"
-            found.append(self._configuration(name, kernel, constants, {"num_stages": 3, **compiler}, None))
-        return found
 
     def _work(self, kernel: Kernel, layout: Layout, tile: Tile, kept: int, head_dim: int) -> Work:
         shape = self.shape
@@ -323,42 +295,67 @@ class _Case:
     def _configuration(
         self, name: str, kernel: str, constants: dict[str, Any], options: dict[str, Any], work: Work | None
     ) -> Configuration:
-        module, function = FUNCTIONS[kernel]
-        # The selection works on pooled rows, in fp32, but for its first kernel.
-        tokens = "fp32" if kernel in {"moments", "bits"} else self.dtype
-        signature = {
-            name: _type_of(name, tokens, constants) for name in _arguments(module, function) if name not in constants
-        }
-        return Configuration(
-            name=name,
-            kernel=f"bsa_kernels.{module}:{function}",
-            signature=signature,
-            constexprs=constants,
-            num_warps=options["num_warps"],
-            num_stages=options["num_stages"],
-            maxnreg=options.get("maxnreg"),
-            divisible_by_16=tuple(name for name in signature if name.endswith(("_ptr", "_b", "_h", "_l"))),
-            work=work,
-        )
+        types = dict.fromkeys(_TOKENS, f"*{self.dtype}") | dict.fromkeys(_SINGLES, "*fp32") | {"starts_ptr": "*i64"}
+        if kernel == "attend_gluon":
+            types |= dict.fromkeys(("k_desc", "v_desc"), _descriptor(self.dtype, constants["D"]))
+        module, function = _FUNCTIONS[kernel]
+        return configuration(name, (module, function), constants, options, types=types, work=work)
+
+
+def configuration(
+    name: str,
+    kernel: tuple[str, str],
+    constants: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    types: Mapping[str, str],
+    work: Work | None = None,
+) -> Configuration:
+    """Describe one compilation.
+
+    Args:
+        name: what it is called.
+        kernel: its module below `bsa_kernels`, and its function.
+        constants: its constexprs.
+        options: `num_warps`, `num_stages`, and `maxnreg` where there is one.
+        types: of its arguments, as Triton writes them; others ending in `_ptr` are `*i32`, in `scale` `fp32`, the rest
+            `i32`.
+        work: of a launch, where it is predicted.
+    """
+    module, function = kernel
+    signature = {
+        argument: types.get(argument, _default_type(argument))
+        for argument in _arguments(module, function)
+        if argument not in constants
+    }
+    return Configuration(
+        name=name,
+        kernel=f"bsa_kernels.{module}:{function}",
+        signature=signature,
+        constexprs=constants,
+        num_warps=options["num_warps"],
+        num_stages=options["num_stages"],
+        maxnreg=options.get("maxnreg"),
+        divisible_by_16=tuple(each for each in signature if each.endswith(("_ptr", "_b", "_h", "_l"))),
+        work=work,
+    )
 
 
 @lru_cache(maxsize=32)
 def _arguments(module: str, function: str) -> tuple[str, ...]:
-    """The arguments of a kernel, from its source: importing it would import Triton."""
+    """The arguments of a kernel that have no default, from its source: importing it would import Triton."""
     source = (_PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
     (found,) = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == function)
-    return tuple(argument.arg for argument in found.args.args)
+    arguments = found.args.args
+    return tuple(argument.arg for argument in arguments[: len(arguments) - len(found.args.defaults)])
 
 
-def _type_of(name: str, tokens: Format, constants: dict[str, Any]) -> str:
-    if name.endswith("_desc"):
-        box = [1, *_SIDES, constants["D"]]
-        layout = (
-            "NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=5, transposed=False, fp4_padded=False)"
-        )
-        return f"tensordesc<{tokens}{box},{layout}>"
-    if name.endswith("_ptr"):
-        if name in _TOKENS:
-            return f"*{tokens}"
-        return "*fp32" if name in _SINGLES else "*i64" if name == "starts_ptr" else "*i32"
-    return "fp32" if name.endswith("scale") or name in {"quantile", "sign", "tolerance"} else "i32"
+def _default_type(argument: str) -> str:
+    return "*i32" if argument.endswith("_ptr") else "fp32" if argument.endswith("scale") else "i32"
+
+
+def _descriptor(tokens: Format, head_dim: int) -> str:
+    layout = (
+        "NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=5, transposed=False, fp4_padded=False)"
+    )
+    return f"tensordesc<{tokens}{[1, *SIDES, head_dim]},{layout}>"

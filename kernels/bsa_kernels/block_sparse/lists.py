@@ -16,6 +16,8 @@ from torch import Tensor
 from bsa_kernels.bits import count_bits, pack_bits, unpack_bits
 from bsa_kernels.block_sparse.groups import union_counts, words_of
 from bsa_kernels.grid import BlockGrid
+from bsa_kernels.keys import KeySlots
+from bsa_kernels.rules import ElementRule
 
 #: An item is a value below this, plus the activity of members from this bit on.
 ACTIVITY_SHIFT = 28
@@ -31,9 +33,9 @@ class Lists:
     there means nothing. `starts` [B, H, R] is int64, `counts` [B, H, R] int32.
 
     A list has two parts, both ascending by block number: the first `num_full` [B, H, R] int32 items are KV blocks
-    without padding, given as their first token; the others are KV blocks with padding, given as their number. That
-    value is `item & (1 << 28) - 1`. In lists of groups bit 28 + g says that member g sees the block (an item with
-    member 3 is therefore negative).
+    that need no mask, given as their first token; the others, with padding or cut by an element rule for a member that
+    sees them, are given as their number. That value is `item & (1 << 28) - 1`. In lists of groups bit 28 + g says that
+    member g sees the block (an item with member 3 is therefore negative).
     """
 
     items: Tensor
@@ -47,47 +49,65 @@ class TokenTables:
     """Where the tokens of a grid's blocks are, in blocks padded to `Mp` slots, int32.
 
     `origins` [N] the first token of each block; `offsets` [Mp] what the other slots of a block without padding add to
-    it (0 past M); `tokens` [N, Mp] the token of each slot, -1 for padding; `is_full` [N] bool the blocks without any
-    padding, none where Mp is more than M, and `full_bits` [W] the same in bits.
+    it (0 past M); `tokens` [N, Mp] the token of each slot, -1 for padding; `positions` [N, Mp] its number in natural
+    order, -1 for padding and for tokens of a prefix, which have none; `is_full` [N] bool the blocks without any
+    padding whose tokens stand at `offsets`, none where Mp is more than M, and `full_bits` [W] the same in bits.
     """
 
     origins: Tensor
     offsets: Tensor
     tokens: Tensor
+    positions: Tensor
     is_full: Tensor
     full_bits: Tensor
 
 
 @lru_cache(maxsize=64)
-def token_tables(grid: BlockGrid, *, tiled: bool, pad_to: int = 1, device: torch.device) -> TokenTables:
+def token_tables(
+    grid: BlockGrid, *, tiled: bool, pad_to: int = 1, prefix: int = 0, device: torch.device
+) -> TokenTables:
     """Make the tables of a grid for natural order, or for tile-major order if `tiled`; cached.
 
     Args:
         grid: the blocks.
         tiled: tokens stand as `BlockGrid.permute` leaves them: token = block * M + slot.
         pad_to: pad blocks to a multiple of so many slots, the keys of a tile.
+        prefix: tokens of keys that precede the grid's, in blocks of their own behind the grid's, see `KeySlots`.
         device: where to put the tables.
 
     Raises:
         ValueError: token numbers do not fit the items of lists.
     """
-    if grid.num_slots > 1 << ACTIVITY_SHIFT:
-        raise ValueError(f"grid: expected at most 2**{ACTIVITY_SHIFT} slots, got {grid.num_slots} in {grid}")
+    keys = KeySlots(grid, prefix)
+    if keys.num_slots > 1 << ACTIVITY_SHIFT:
+        raise ValueError(f"grid: expected at most 2**{ACTIVITY_SHIFT} slots, got {keys.num_slots} in {grid}")
     if device.type != "cpu":
-        cpu = token_tables(grid, tiled=tiled, pad_to=pad_to, device=torch.device("cpu"))
+        cpu = token_tables(grid, tiled=tiled, pad_to=pad_to, prefix=prefix, device=torch.device("cpu"))
         return TokenTables(*(x.to(device) for x in vars(cpu).values()))
     n, m = grid.num_blocks, grid.block_size
-    tokens = torch.full((n, -(-m // pad_to) * pad_to), -1, dtype=torch.int32)
-    natural = grid.token_of_slot(device)
-    slots = torch.arange(grid.num_slots).view_as(natural)
-    tokens[:, :m] = torch.where(natural >= 0, slots, -1) if tiled else natural
+    tokens, positions = (
+        torch.full((keys.num_blocks, -(-m // pad_to) * pad_to), -1, dtype=torch.int32) for _ in range(2)
+    )
+    natural = torch.full((keys.num_slots,), -1)
+    natural[keys.slot_of_key(device)] = torch.arange(keys.num_keys)
+    slots = torch.arange(keys.num_slots)
+    tokens[:, :m] = (torch.where(natural >= 0, slots, -1) if tiled else natural).view(-1, m)
+    positions[:n, :m] = grid.token_of_slot(device)
     offsets = torch.zeros(tokens.shape[1], dtype=torch.int32)
     t, h, w = (torch.arange(side) for side in grid.block)
     step = ((t.view(-1, 1, 1) * grid.grid[1] + h.view(-1, 1)) * grid.grid[2] + w).flatten()
     offsets[:m] = torch.arange(m) if tiled else step
-    is_full = (tokens >= 0).all(1)
     # A block's first slot holds a real token.
-    return TokenTables(tokens[:, 0].contiguous(), offsets, tokens, is_full, pack_bits(is_full))
+    origins = tokens[:, 0].contiguous()
+    is_full = ((tokens >= 0) & (tokens - origins.unsqueeze(-1) == offsets)).all(1)
+    return TokenTables(origins, offsets, tokens, positions, is_full, pack_bits(is_full))
+
+
+@lru_cache(maxsize=16)
+def covered_bits(q_grid: BlockGrid, keys: KeySlots, rule: ElementRule, device: torch.device) -> Tensor:
+    """[Nq, W] int32: the KV blocks that a rule does not cut for a query block, those of a prefix among them; cached."""
+    covered = rule.covers(q_grid, keys.grid, device)
+    return pack_bits(torch.nn.functional.pad(covered, (0, keys.num_prefix_blocks), value=True))
 
 
 def make_lists(
@@ -100,7 +120,8 @@ def make_lists(
         members: [B, H, R, G] int32 from `choose_groups`, or [R, G] for all heads; items have activity bits where G is
             above 1.
         origins: [Nk] int32, the item of each KV block without padding.
-        is_full: the KV blocks without padding, [Nk] bool, or [W] int32 as packed already.
+        is_full: the KV blocks that need no mask, [Nk] bool, or [W] int32 as packed already; [Nq, W] int32 where that
+            depends on the query block.
         capacity: size of `items`, above the sum of all counts. By default the worst case, if that is at most 2**28
             items, so that nothing synchronises; beyond, the sum is read back, which synchronises once.
 
@@ -111,7 +132,7 @@ def make_lists(
 
     full_bits = pack_bits(is_full) if is_full.dtype == torch.bool else is_full
     bits = bits.contiguous()
-    assert bits.shape[-1] == full_bits.numel() == -(-origins.numel() // 32)
+    assert bits.shape[-1] == full_bits.shape[-1] == -(-origins.numel() // 32)
     num_full, counts = launch_count(bits, members, full_bits)
     starts, items = _reserve(counts, origins.numel(), capacity)
     launch_emit(bits, members, full_bits, origins, starts, num_full, items)
@@ -135,13 +156,16 @@ def make_lists_reference(bits: Tensor, members: Tensor, origins: Tensor, is_full
     n, size = origins.numel(), members.shape[-1]
     full = is_full if is_full.dtype == torch.bool else unpack_bits(is_full, n)
     sees = unpack_bits(words_of(bits, members), n)  # [B, H, R, G, Nk]
+    if full.dim() == 2:
+        full = (full[members.clamp(min=0).long()] | ~sees).all(-2)
     item = torch.where(full, origins, torch.arange(n, dtype=torch.int32, device=bits.device))
     if size > 1:
         member = torch.arange(size, dtype=torch.int32, device=bits.device).unsqueeze(-1)
         item = item | (sees.int() << member).sum(-2, dtype=torch.int32) << ACTIVITY_SHIFT
     union = sees.any(-2)
+    full = full.expand_as(union)
     order = full.int().argsort(descending=True, stable=True)
-    chosen = item.expand_as(union)[..., order][union[..., order]]
+    chosen = item.expand_as(union).gather(-1, order)[union.gather(-1, order)]
     counts = union.sum(-1, dtype=torch.int32)
     starts, items = _reserve(counts, n, len(chosen) + 1)
     items[:-1] = chosen

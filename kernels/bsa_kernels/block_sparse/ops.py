@@ -1,92 +1,66 @@
 """The attention kernels as operators that torch knows: `torch.compile` and `torch.export` trace them, autograd too.
 
-An operator takes tensors and numbers only, so a plan's tables are passed flat. Nothing here does arithmetic: launch,
-save, launch, return.
+An operator takes tensors, numbers and text only: of a plan its tensors, of `KernelTables` theirs and the code of the
+layout. Nothing here does arithmetic: launch, save, launch, return.
 """
 # The fakes of operators have the operators' arguments and need few of them.
 # ruff: noqa: ARG001
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from bsa_kernels.block_sparse.groups import group_count
+from bsa_kernels.block_sparse.groups import group_count, group_tables
 from bsa_kernels.block_sparse.lists import worst_case
-from bsa_kernels.block_sparse.tables import KernelTables, Layout, tables_of
-from bsa_kernels.bsa.options import BsaOptions, Fill, KvRule, QueryRule
-from bsa_kernels.bsa.queries import kept_rows
-from bsa_kernels.bsa.stages import build_plan, grids, select_tokens
+from bsa_kernels.block_sparse.tables import KernelTables, Layout, Walk, walk_of
+from bsa_kernels.plan import BlockPlan
+
+
+def make_tables(plan: BlockPlan, code: str) -> KernelTables:
+    """Bring a plan into the kernels' form, for the layout with this code."""
+    kept_slots, fill, bits = (x.contiguous() for x in (plan.kept_slots, plan.fill, plan.block_bits))
+    return KernelTables.of([*_make_walk(kept_slots, bits, code), fill, bits], code)
 
 
 @torch.library.custom_op("bsa_kernels::make_tables", mutates_args=())
-def make_tables(
-    q: Tensor,
-    k: Tensor,
-    numbers: Sequence[int],
-    query_keep: float,
-    kv_density: float,
-    query_rule: str,
-    kv_rule: str,
-    fill: str,
-    scale: float,
-) -> list[Tensor]:
-    """Select query rows and KV blocks, and make the tables of the plan: `KernelTables.tensors`.
-
-    Args:
-        q, k: in the layout that `numbers` says.
-        numbers: from `encode_shape` or `Layout.encode`.
-        query_keep, kv_density, query_rule, kv_rule, fill: see `BsaOptions`.
-        scale: of the logits.
-    """
-    options = _options(numbers, query_keep, kv_density, query_rule, kv_rule, fill)
-    layout = _layout_of(options, numbers, q)
-    plan = build_plan(select_tokens(q, k, options, scale=scale, is_tiled=layout.is_tiled), options)
-    return _apart(tables_of(plan, layout.tiles, is_tiled=layout.is_tiled).tensors)
+def _make_walk(kept_slots: Tensor, block_bits: Tensor, code: str) -> list[Tensor]:
+    layout = Layout.decode(code)
+    kept = group_tables(layout.q_grid, layout.tiles.attend.group, block_bits.device).candidates
+    return unaliased(walk_of(kept_slots, block_bits, layout), kept)
 
 
-@make_tables.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    numbers: Sequence[int],
-    query_keep: float,
-    kv_density: float,
-    query_rule: str,
-    kv_rule: str,
-    fill: str,
-    scale: float,
-) -> list[Tensor]:
-    options = _options(numbers, query_keep, kv_density, query_rule, kv_rule, fill)
-    layout = _layout_of(options, numbers, q)
-    heads, num_q, num_kv = q.shape[:2], layout.q_grid.num_blocks, layout.kv_grid.num_blocks
-    kept = kept_rows(layout.q_grid, options.query_rule, options.query_keep)
-    group = layout.tiles.attend.group
+@_make_walk.register_fake
+def _(kept_slots: Tensor, block_bits: Tensor, code: str) -> list[Tensor]:
+    layout = Layout.decode(code)
+    heads, group = block_bits.shape[:2], layout.tiles.attend.group
     groups = group_count(layout.q_grid, group)
-    capacity = worst_case(heads[0] * heads[1] * groups, num_kv)
+    capacity = worst_case(heads[0] * heads[1] * groups, layout.keys.num_blocks)
 
     def empty(*shape: int | torch.SymInt, dtype: torch.dtype = torch.int32) -> Tensor:
-        return q.new_empty(shape, dtype=dtype)
+        return block_bits.new_empty(shape, dtype=dtype)
 
-    return [
-        empty(*heads, num_q, kept),
-        empty(*heads, num_q, layout.q_grid.block_size),
-        empty(*heads, groups, group),
-        empty(*heads, groups),
-        empty(torch.library.get_ctx().new_dynamic_size() if capacity is None else capacity),
-        empty(*heads, groups, dtype=torch.int64),
-        empty(*heads, groups),
-        empty(*heads, groups),
-        empty(*heads, num_q, -(-num_kv // 32)),
-    ]
+    walk = Walk(
+        kept_tokens=empty(*kept_slots.shape),
+        members=empty(*heads, groups, group),
+        order=empty(*heads, groups),
+        items=empty(torch.library.get_ctx().new_dynamic_size() if capacity is None else capacity),
+        starts=empty(*heads, groups, dtype=torch.int64),
+        num_full=empty(*heads, groups),
+        counts=empty(*heads, groups),
+    )
+    return list(walk)
 
 
-def _apart(tensors: list[Tensor]) -> list[Tensor]:
-    """No two in one storage: what an operator returns may be written to by a compiler."""
-    seen: set[int] = set()
+def unaliased(tensors: Sequence[Tensor], *kept: Tensor) -> list[Tensor]:
+    """The tensors, of which no two are in one storage, and none in that of a `kept` one.
+
+    What an operator returns may be written to by a compiler.
+    """
+    seen = {tensor.untyped_storage().data_ptr() for tensor in kept}
     found = []
     for tensor in tensors:
         place = tensor.untyped_storage().data_ptr()
@@ -95,36 +69,11 @@ def _apart(tensors: list[Tensor]) -> list[Tensor]:
     return found
 
 
-def _options(
-    numbers: Sequence[int], query_keep: float, kv_density: float, query_rule: str, kv_rule: str, fill: str
-) -> BsaOptions:
-    at = tuple(numbers)
-    return BsaOptions(
-        grid=(at[0], at[1], at[2]),
-        block=(at[6], at[7], at[8]),
-        query_block=(at[3], at[4], at[5]),
-        query_keep=query_keep,
-        kv_density=kv_density,
-        query_rule=cast("QueryRule", query_rule),
-        kv_rule=cast("KvRule", kv_rule),
-        fill=cast("Fill", fill),
-    )
-
-
-def _layout_of(options: BsaOptions, numbers: Sequence[int], q: Tensor) -> Layout:
-    q_grid, _ = grids(options)
-    return Layout.decode(numbers, q, kept_rows=kept_rows(q_grid, options.query_rule, options.query_keep))
-
-
-def _tables(tensors: Sequence[Tensor], numbers: Sequence[int], q: Tensor) -> KernelTables:
-    return KernelTables.of(tensors, Layout.decode(numbers, q, kept_rows=tensors[0].shape[-1]))
-
-
 @torch.library.custom_op("bsa_kernels::attend", mutates_args=())
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int], scale: float
+    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], code: str, scale: float
 ) -> tuple[Tensor, Tensor]:
-    tables = _tables(tensors, numbers, q)
+    tables = KernelTables.of(tensors, code)
     if tables.layout.tiles.attend.specialized:
         from bsa_kernels.block_sparse.gluon_attend import launch_specialized
 
@@ -140,11 +89,11 @@ def _(
     k: Tensor,
     v: Tensor,
     tensors: Sequence[Tensor],
-    numbers: Sequence[int],
+    code: str,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    kept_tokens = tensors[0]
-    return q.new_empty(q.shape), q.new_empty(kept_tokens.shape, dtype=torch.float32)
+    rows = KernelTables.of(tensors, code).kept_tokens
+    return q.new_empty(q.shape), q.new_empty(rows.shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("bsa_kernels::attend_backward", mutates_args=())
@@ -156,12 +105,13 @@ def _attend_backward(
     o: Tensor,
     lse: Tensor,
     tensors: Sequence[Tensor],
-    numbers: Sequence[int],
+    code: str,
     scale: float,
+    dlse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from bsa_kernels.block_sparse.triton_gradients import launch_backward
 
-    return launch_backward(do, q, k, v, o, lse, _tables(tensors, numbers, q), scale=scale)
+    return launch_backward(do, q, k, v, o, lse, KernelTables.of(tensors, code), scale=scale, dlse=dlse)
 
 
 @_attend_backward.register_fake
@@ -173,42 +123,55 @@ def _(
     o: Tensor,
     lse: Tensor,
     tensors: Sequence[Tensor],
-    numbers: Sequence[int],
+    code: str,
     scale: float,
+    dlse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:  # type: ignore[no-untyped-def, type-arg]  # noqa: ANN001
-    q, k, v, tensors, numbers, scale = inputs
+    q, k, v, tensors, code, scale = inputs
     o, lse = output
-    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)  # most calls do not use the log-sum-exp
     ctx.save_for_backward(q, k, v, o, lse, *tensors)
-    ctx.numbers, ctx.scale = numbers, scale
+    ctx.code, ctx.scale = code, scale
 
 
-def _backward(ctx, do: Tensor, _: Tensor) -> tuple[object, ...]:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _backward(ctx, do: Tensor | None, dlse: Tensor | None) -> tuple[object, ...]:  # type: ignore[no-untyped-def]  # noqa: ANN001
     q, k, v, o, lse, *tensors = ctx.saved_tensors
-    grads = _attend_backward(do, q, k, v, o, lse, tensors, ctx.numbers, ctx.scale)
+    do = torch.zeros_like(o) if do is None else do
+    grads = _attend_backward(do, q, k, v, o, lse, tensors, ctx.code, ctx.scale, dlse)
     return *grads, [None] * len(tensors), None, None
 
 
 _attend.register_autograd(_backward, setup_context=_save)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int], *, scale: float
-) -> Tensor:
-    """Attend by a plan's tables and fill pruned rows: o like q, differentiable in q, k and v.
+def attend(q: Tensor, k: Tensor, v: Tensor, tables: KernelTables, *, scale: float) -> Tensor:
+    """Attend by a plan's tables and fill pruned rows: o like q, differentiable in q, k and v. As `attend_lse`."""
+    return _attend_both(q, k, v, tables, scale)[0]
+
+
+def attend_lse(q: Tensor, k: Tensor, v: Tensor, tables: KernelTables, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Attend, fill pruned rows, and give the log-sum-exp of kept rows: natural, -inf where a row sees nothing.
 
     Args:
-        q, k, v: in the layout that `numbers` says, [B, H, L, D], any strides; a last dimension with gaps is copied.
-        tensors: of `make_tables`, or `KernelTables.tensors`.
-        numbers: those that they were made with.
+        q, k, v: in the layout of the tables, [B, H, L, D], any strides; a last dimension with gaps is copied.
+        tables: of `make_tables`.
         scale: of the logits.
+
+    Returns:
+        o like q, and [B, H, Nq, K] fp32; both differentiable.
     """
+    o, lse = _attend_both(q, k, v, tables, scale)
+    return o, (lse * math.log(2)).masked_fill(lse == torch.inf, -torch.inf)
+
+
+def _attend_both(q: Tensor, k: Tensor, v: Tensor, tables: KernelTables, scale: float) -> tuple[Tensor, Tensor]:
+    """o, and the log-sum-exp of kept rows in base 2, inf where a row sees nothing."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     if scale <= 0:  # the kernels' running maximum is of products before the scale
         q, scale = (q * 0, 1.0) if scale == 0 else (-q, -scale)
-    o, _ = _attend(q, k, v, tensors, numbers, scale)
-    return o
+    made: tuple[Tensor, Tensor] = _attend(q, k, v, tables.tensors, tables.code, scale)
+    return made

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -64,8 +64,8 @@ class Tile:
 class Entry:
     """A line of the table: a tile, for what it is the default, and why.
 
-    `kept_rows` is a query block's number of kept rows, rounded up to a power of two; `min_list` the least expected
-    length of a list, in KV blocks; `is_default_backward` of `grad_fused` says that the fused form is the default.
+    `kept_rows` is a query block's number of kept rows, rounded up to a power of two; `is_default_backward` of
+    `grad_fused` says that the fused form is the default.
     """
 
     kernel: Kernel
@@ -74,7 +74,6 @@ class Entry:
     kept_rows: int
     tile: Tile
     reason: str
-    min_list: int = 0
     is_default_backward: bool = False
 
 
@@ -91,23 +90,6 @@ class Tiles:
     def __post_init__(self) -> None:
         if self.attend.group != self.grad_q.group:
             raise ValueError(f"tiles: attend has groups of {self.attend.group}, grad_q of {self.grad_q.group}")
-
-    def encode(self) -> list[int]:
-        """As integers, for an operator that takes nothing else; `decode` is the inverse."""
-        tiles = (self.attend, self.grad_q, self.grad_kv, self.grad_fused)
-        return [int(value or 0) for tile in tiles for value in astuple(tile)] + [int(self.backward == "fused")]
-
-    @classmethod
-    def decode(cls, numbers: Sequence[int]) -> Tiles:
-        """Make of what `encode` gave."""
-        width = len(fields(Tile))
-        tiles = []
-        for start in range(0, 4 * width, width):
-            rows, keys, warps, stages, group, pack, transposed, maxnreg, specialized = numbers[start : start + width]
-            shape = (rows, keys, warps, stages, group, pack)
-            tiles.append(Tile(*shape, bool(transposed), maxnreg or None, bool(specialized)))
-        attend, grad_q, grad_kv, grad_fused = tiles
-        return cls(attend, grad_q, grad_kv, grad_fused, "fused" if numbers[4 * width] else "split")
 
     @property
     def max_keys(self) -> int:
@@ -130,7 +112,6 @@ def tiles_for(
     kept_rows: int,
     block_keys: int,
     dtype: torch.dtype,
-    expected_list: int = 0,
     table: Sequence[Entry] | None = None,
 ) -> Tiles:
     """Choose the tiles of a call.
@@ -141,7 +122,6 @@ def tiles_for(
         kept_rows: K, kept rows of a query block.
         block_keys: slots of a KV block.
         dtype: fp32 is multiplied exactly, without tensor cores, in small tiles: for checks, not for speed.
-        expected_list: KV blocks of an average list, where known.
         table: default the one in force, see `load_tiles`.
 
     Raises:
@@ -159,27 +139,24 @@ def tiles_for(
     found: dict[str, Entry] = {}
     for kernel in get_args(Kernel):
         group = found["attend"].tile.group if kernel == "grad_q" else None
-        found[kernel] = _choose(entries, kernel, arch, width, rows, expected_list, group)
+        found[kernel] = _choose(entries, kernel, arch, width, rows, group)
     tiles = {kernel: _fitted(entry, rows, keys) for kernel, entry in found.items()}
     backward: Backward = "fused" if found["grad_fused"].is_default_backward else "split"
     return Tiles(**tiles, backward=backward)
 
 
-def _choose(
-    entries: Sequence[Entry], kernel: Kernel, arch: Arch, width: int, rows: int, expected_list: int, group: int | None
-) -> Entry:
+def _choose(entries: Sequence[Entry], kernel: Kernel, arch: Arch, width: int, rows: int, group: int | None) -> Entry:
     fitting = [
         each
         for each in entries
         if (each.kernel, each.arch, each.head_dim) == (kernel, arch, width)
-        and each.min_list <= expected_list
         and (group is None or each.tile.group == group)
     ]
     # The class of these rows, else the next larger one (its tile shrinks), else the largest (several tiles a block).
     larger = [each for each in fitting if each.kept_rows >= rows and (each.kept_rows == rows or each.tile.group == 1)]
     whole = [each for each in fitting if each.tile.group == each.tile.pack == 1]
-    choice = min(larger, key=lambda each: (each.kept_rows, -each.min_list), default=None) or max(
-        whole, key=lambda each: (each.kept_rows, each.min_list), default=None
+    choice = min(larger, key=lambda each: each.kept_rows, default=None) or max(
+        whole, key=lambda each: each.kept_rows, default=None
     )
     if choice is None:
         of_group = "" if group is None else f" in groups of {group}"

@@ -12,6 +12,7 @@ The plain torch twin is `bsa_kernels.engines.reference`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -26,6 +27,7 @@ from bsa_kernels.block_sparse.triton_common import (
     item_value,
     load_rows,
     load_tile,
+    mask_rule,
     store_rows,
 )
 
@@ -61,8 +63,13 @@ def attend(
     acc,
     is_active,
     is_real,
+    row_at,
+    key_at,
+    before,
+    after,
     score_scale,
     MASK_KEYS: tl.constexpr,
+    MASK_RULE: tl.constexpr,
     GROUP: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -76,10 +83,14 @@ def attend(
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         if MASK_KEYS:
             scores = tl.where(is_real[:, None], scores, float("-inf"))
+        if MASK_RULE:
+            scores = mask_rule(scores, row_at[None, :], key_at[:, None], before, after)
     else:
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if MASK_KEYS:
             scores = tl.where(is_real[None, :], scores, float("-inf"))
+        if MASK_RULE:
+            scores = mask_rule(scores, row_at[:, None], key_at[None, :], before, after)
     new_top = tl.maximum(top, tl.max(scores, rows) * score_scale)
     subtrahend = new_top
     if GROUP > 1:
@@ -140,11 +151,16 @@ def attend_kernel(
     BLOCK_D: tl.constexpr,
     SLOTS: tl.constexpr,  # of a query block that are filled at a time
     GROUP: tl.constexpr,
-    HAS_FULL: tl.constexpr,  # blocks without padding
-    HAS_PARTIAL: tl.constexpr,  # blocks with padding
+    HAS_FULL: tl.constexpr,  # blocks that need no mask
+    HAS_PARTIAL: tl.constexpr,  # blocks with padding, or cut by a rule
     FILL: tl.constexpr,  # pruned rows take the output of kept ones
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
+    # Under an element rule, see `rule_arguments`; all None otherwise, so that nothing of it is compiled.
+    before=None,
+    after=None,
+    positions_ptr=None,  # [B, H, Nq, K]
+    kv_positions_ptr=None,  # [Nk, MK]
 ):
     """One program a tile of kept rows; heads one after another, so that their K and V stay in L2.
 
@@ -154,6 +170,7 @@ def attend_kernel(
     ROW_TILES: tl.constexpr = (K + ROWS - 1) // ROWS if GROUP == 1 else 1
     KEY_TILES: tl.constexpr = MK // KEYS
     SLOT_TILES: tl.constexpr = (MQ + SLOTS - 1) // SLOTS
+    HAS_RULE: tl.constexpr = positions_ptr is not None
     pid = tl.program_id(0)
     head = (pid // (num_groups * ROW_TILES)).to(tl.int64)
     tile = pid % ROW_TILES
@@ -177,6 +194,9 @@ def attend_kernel(
     full_steps = tl.load(num_full_ptr + row) * KEY_TILES
     all_steps = tl.load(counts_ptr + row) * KEY_TILES
     offs_key = tl.arange(0, KEYS)
+    row_at = entry
+    if HAS_RULE:
+        row_at = tl.load(positions_ptr + head * num_q * K + entry, mask=entry >= 0, other=0)
     # The next item is a loop variable: the pipeliner then keeps K and V for as many stages as it is asked for.
     upcoming = tl.load(item_ptr)
     if HAS_FULL:
@@ -190,17 +210,22 @@ def attend_kernel(
             v = load_tile(v_ptr, first, offs_v, v_l, D, BLOCK_D)  # [KEYS, BLOCK_D]
             is_active = item_activity(item, flag)
             top, total, acc = attend(
-                q, k, v, top, total, acc, is_active, offs_key >= 0, score_scale, False, GROUP, TRANSPOSED, PRECISION
+                q, k, v, top, total, acc, is_active, offs_key >= 0, row_at, offs_key, before, after, score_scale,
+                False, False, GROUP, TRANSPOSED, PRECISION,
             )  # fmt: skip
     if HAS_PARTIAL:
         for step in tl.range(full_steps, all_steps, num_stages=1):
             item = tl.load(item_ptr + step // KEY_TILES)
             kv_token = tl.load(kv_tokens_ptr + item_value(item) * MK + step % KEY_TILES * KEYS + offs_key)
+            key_at = kv_token
+            if HAS_RULE:
+                key_at = tl.load(kv_positions_ptr + item_value(item) * MK + step % KEY_TILES * KEYS + offs_key)
             k = load_rows(k_ptr, kv_token, k_l, D, BLOCK_D)  # [KEYS, BLOCK_D]
             v = load_rows(v_ptr, kv_token, v_l, D, BLOCK_D)  # [KEYS, BLOCK_D]
             is_active = item_activity(item, flag)
             top, total, acc = attend(
-                q, k, v, top, total, acc, is_active, kv_token >= 0, score_scale, True, GROUP, TRANSPOSED, PRECISION
+                q, k, v, top, total, acc, is_active, kv_token >= 0, row_at, key_at, before, after, score_scale,
+                True, HAS_RULE, GROUP, TRANSPOSED, PRECISION,
             )  # fmt: skip
 
     # A row that sees nothing, and an entry without a row, give zero; infinity makes their weights zero in the backward.
@@ -257,9 +282,23 @@ def launch_attend(q: Tensor, k: Tensor, v: Tensor, tables: KernelTables, *, scal
             scale * LOG2_E,
             **walk_constants(layout, tile, kept_rows=kept, head_dim=q.shape[-1], dtype=q.dtype),
             TRANSPOSED=tile.transposed,
+            **rule_arguments(tables),
             **tile.options,
         )
     return o, lse
+
+
+def rule_arguments(tables: KernelTables) -> dict[str, Any]:
+    """The bounds of the plan's element rule, and where rows and keys stand in natural order; none without a rule."""
+    rule = tables.layout.rule
+    if rule.is_full:
+        return {}
+    return {
+        "before": rule.before,
+        "after": rule.after,
+        "positions_ptr": tables.kept_positions,
+        "kv_positions_ptr": tables.layout.kv_tables(tables.kept_tokens.device).positions,
+    }
 
 
 def kv_offsets(tables: KernelTables, k: Tensor, v: Tensor) -> Tensor:

@@ -36,6 +36,23 @@ def item_activity(item, flag):
 
 
 @triton.jit
+def mask_rule(scores, query, key, before, after):
+    """Minus infinity where a query does not see a key by their positions, which broadcast to scores.
+
+    A key below 0 has no position: it is of a prefix, which every query sees. See `ElementRule`; at least one bound is
+    not None.
+    """
+    offset = key - query
+    if before is None:
+        is_seen = offset <= after
+    elif after is None:
+        is_seen = offset >= -before
+    else:
+        is_seen = (offset <= after) & (offset >= -before)
+    return tl.where(is_seen | (key < 0), scores, float("-inf"))
+
+
+@triton.jit
 def load_rows(x_ptr, token, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Rows `token` [R] of x, zero where the token is negative."""
     offs_d = tl.arange(0, BLOCK_D)

@@ -30,13 +30,14 @@ from bsa_kernels.block_sparse.constants import (
     walk_constants,
 )
 from bsa_kernels.block_sparse.tables import KernelTables
-from bsa_kernels.block_sparse.triton_attend import LOG2_E, kv_offsets, rows_of
+from bsa_kernels.block_sparse.triton_attend import LOG2_E, kv_offsets, rows_of, rule_arguments
 from bsa_kernels.block_sparse.triton_common import (
     activity_flag,
     item_activity,
     item_value,
     load_rows,
     load_tile,
+    mask_rule,
     store_rows,
 )
 
@@ -123,13 +124,15 @@ def zero_pruned(
 
 @triton.jit
 def grad_q_step(
-    q, do, k, v, lse, delta, dq, is_active, is_real, score_scale,
-    MASK_KEYS: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    q, do, k, v, lse, delta, dq, is_active, is_real, row_at, key_at, before, after, score_scale,
+    MASK_KEYS: tl.constexpr, MASK_RULE: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add what one tile of keys contributes to dq."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [ROWS, KEYS]
     if MASK_KEYS:
         scores = tl.where(is_real[None, :], scores, float("-inf"))
+    if MASK_RULE:
+        scores = mask_rule(scores, row_at[:, None], key_at[None, :], before, after)
     if GROUP > 1:
         lse = tl.where(is_active, lse, float("inf"))
     weights = tl.exp2(scores * score_scale - lse[:, None])
@@ -186,6 +189,10 @@ def grad_q_kernel(
     HAS_PARTIAL: tl.constexpr,
     FILL: tl.constexpr,
     PRECISION: tl.constexpr,
+    before=None,  # as in `attend_kernel`
+    after=None,
+    positions_ptr=None,
+    kv_positions_ptr=None,
 ):
     """One program a tile of kept rows, over the forward's lists; writes dq of all tokens of its blocks.
 
@@ -193,6 +200,7 @@ def grad_q_kernel(
     """
     ROW_TILES: tl.constexpr = (K + ROWS - 1) // ROWS if GROUP == 1 else 1
     KEY_TILES: tl.constexpr = MK // KEYS
+    HAS_RULE: tl.constexpr = positions_ptr is not None
     pid = tl.program_id(0)
     head = (pid // (num_groups * ROW_TILES)).to(tl.int64)
     tile = pid % ROW_TILES
@@ -218,6 +226,9 @@ def grad_q_kernel(
     full_steps = tl.load(num_full_ptr + row) * KEY_TILES
     all_steps = tl.load(counts_ptr + row) * KEY_TILES
     offs_key = tl.arange(0, KEYS)
+    row_at = entry
+    if HAS_RULE:
+        row_at = tl.load(positions_ptr + head * num_q * K + entry, mask=entry >= 0, other=0)
     upcoming = tl.load(item_ptr)
     if HAS_FULL:
         offset = tl.load(kv_offsets_ptr + offs_key)
@@ -229,18 +240,21 @@ def grad_q_kernel(
             k = load_tile(k_ptr, first, offs_k, k_l, D, BLOCK_D)  # [KEYS, BLOCK_D]
             v = load_tile(v_ptr, first, offs_v, v_l, D, BLOCK_D)  # [KEYS, BLOCK_D]
             dq = grad_q_step(
-                q, do, k, v, lse, delta, dq, item_activity(item, flag), offs_key >= 0, score_scale,
-                False, GROUP, PRECISION,
+                q, do, k, v, lse, delta, dq, item_activity(item, flag), offs_key >= 0, row_at, offs_key, before, after,
+                score_scale, False, False, GROUP, PRECISION,
             )  # fmt: skip
     if HAS_PARTIAL:
         for step in tl.range(full_steps, all_steps, num_stages=1):
             item = tl.load(item_ptr + step // KEY_TILES)
             kv_token = tl.load(kv_tokens_ptr + item_value(item) * MK + step % KEY_TILES * KEYS + offs_key)
+            key_at = kv_token
+            if HAS_RULE:
+                key_at = tl.load(kv_positions_ptr + item_value(item) * MK + step % KEY_TILES * KEYS + offs_key)
             k = load_rows(k_ptr, kv_token, k_l, D, BLOCK_D)  # [KEYS, BLOCK_D]
             v = load_rows(v_ptr, kv_token, v_l, D, BLOCK_D)  # [KEYS, BLOCK_D]
             dq = grad_q_step(
-                q, do, k, v, lse, delta, dq, item_activity(item, flag), kv_token >= 0, score_scale,
-                True, GROUP, PRECISION,
+                q, do, k, v, lse, delta, dq, item_activity(item, flag), kv_token >= 0, row_at, key_at, before, after,
+                score_scale, True, HAS_RULE, GROUP, PRECISION,
             )  # fmt: skip
 
     store_rows(dq_ptr, token, dq_l, dq * scale, D, BLOCK_D)
@@ -294,20 +308,28 @@ def grad_kv_kernel(
     HAS_PARTIAL: tl.constexpr,
     FUSED: tl.constexpr,
     PRECISION: tl.constexpr,
+    before=None,  # as in `attend_kernel`
+    after=None,
+    positions_ptr=None,
+    kv_positions_ptr=None,
 ):
     """One program a tile of keys; a tile that nobody chose gets zeros.
 
     Cost of a KV block that c query blocks chose: 8*D*K*MK*c FLOP (10 fused); 2*c*K*D elements of q and do, 4*MK*D of
-    keys, fused also c*K*D fp32 additions.
+    keys, fused also c*K*D fp32 additions. An element rule is applied in every step, cut or not.
     """
     ROW_TILES: tl.constexpr = (K + ROWS - 1) // ROWS if PACK == 1 else 1
     KEY_TILES: tl.constexpr = MK // KEYS
     ROWS_EACH: tl.constexpr = ROWS // PACK
+    HAS_RULE: tl.constexpr = positions_ptr is not None
     pid = tl.program_id(0)
     head = (pid // (num_kv * KEY_TILES)).to(tl.int64)
     block = tl.load(order_ptr + head * num_kv + pid // KEY_TILES % num_kv)
     b, h = head // num_heads, head % num_heads
     kv_token = tl.load(kv_tokens_ptr + block.to(tl.int64) * MK + pid % KEY_TILES * KEYS + tl.arange(0, KEYS))
+    if HAS_RULE:
+        key_at = tl.load(kv_positions_ptr + block.to(tl.int64) * MK + pid % KEY_TILES * KEYS + tl.arange(0, KEYS))
+        positions_ptr += head * num_q * K
     k = load_rows(k_ptr + b * k_b + h * k_h, kv_token, k_l, D, BLOCK_D)  # [KEYS, BLOCK_D]
     v = load_rows(v_ptr + b * v_b + h * v_h, kv_token, v_l, D, BLOCK_D)  # [KEYS, BLOCK_D]
 
@@ -349,6 +371,9 @@ def grad_kv_kernel(
         if FUSED and HAS_PARTIAL:
             # Rows of padding are not stored, but must not reach dq.
             scores = tl.where((kv_token >= 0)[:, None], scores, float("-inf"))
+        if HAS_RULE:
+            row_at = tl.load(positions_ptr + row, mask=is_row, other=0)
+            scores = mask_rule(scores, row_at[None, :], key_at[:, None], before, after)
         weights = tl.exp2(scores * score_scale - lse[None, :])
         dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=PRECISION)
         dweights = tl.dot(v, tl.trans(do), input_precision=PRECISION)  # [KEYS, ROWS]
@@ -447,12 +472,27 @@ def launch_pack_rows(q: Tensor, o: Tensor, do: Tensor, tables: KernelTables) -> 
 
 
 def launch_backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, tables: KernelTables, *, scale: float
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    tables: KernelTables,
+    *,
+    scale: float,
+    dlse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, in the form that the tiles ask for; split if torch is to be deterministic."""
+    """The gradients of q, k and v, in the form that the tiles ask for; split if torch is to be deterministic.
+
+    `dlse` is the gradient of the log-sum-exp in base 2. Where that of a score is its weight times (dweight - delta),
+    the log-sum-exp adds its own to dweight.
+    """
     do = do if do.stride(-1) == 1 else do.contiguous()
     is_fused = tables.layout.tiles.backward == "fused" and not torch.are_deterministic_algorithms_enabled()
     rows = launch_pack_rows(q, o, do, tables)
+    if dlse is not None:
+        rows.delta.sub_(dlse, alpha=LOG2_E)
     dk, dv, dq = launch_grad_kv(q, k, v, rows, lse, tables, scale=scale, is_fused=is_fused)
     return (launch_grad_q(q, k, v, rows, lse, tables, scale=scale) if dq is None else dq), dk, dv
 
@@ -477,6 +517,7 @@ def launch_grad_q(
             *(*k.stride()[:3], *v.stride()[:3], *dq.stride()[:3]),
             *(scale, scale * LOG2_E),
             **walk_constants(layout, tile, kept_rows=kept, head_dim=q.shape[-1], dtype=q.dtype),
+            **rule_arguments(tables),
             **tile.options,
         )
     return dq
@@ -501,7 +542,7 @@ def launch_grad_kv(
     layout = tables.layout
     tile = layout.tiles.grad_fused if is_fused else layout.tiles.grad_kv
     b, h, num_q, kept = tables.shape
-    num_kv, head_dim = tables.layout.kv_grid.num_blocks, q.shape[-1]
+    num_kv, head_dim = tables.layout.keys.num_blocks, q.shape[-1]
     dk, dv = _empty_like(k, tables.layout.pads_kv), _empty_like(v, tables.layout.pads_kv)
     sums = torch.zeros(*tables.shape, head_dim, dtype=torch.float32, device=q.device) if is_fused else rows.delta
     inverse, key_tiles = tables.inverse, padded_block(layout) // tile.keys
@@ -512,6 +553,7 @@ def launch_grad_kv(
             *(inverse.items, inverse.starts, inverse.counts, num_q, num_kv, h),
             *(*k.stride()[:3], *v.stride()[:3], *dk.stride()[:3], *dv.stride()[:3], scale, scale * LOG2_E),
             **grad_kv_constants(layout, tile, kept_rows=kept, head_dim=head_dim, dtype=q.dtype, is_fused=is_fused),
+            **rule_arguments(tables),
             **tile.options,
         )
         if not is_fused:

@@ -67,13 +67,25 @@ def load_union(
     G: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
+    BY_QUERY: tl.constexpr,
 ):
-    """The KV blocks that any member of a list sees: those without padding, and those with."""
+    """The KV blocks that any member of a list sees: those that need no mask, and those that do.
+
+    Whether a block needs one is the same for all query blocks, or, `BY_QUERY`, each member that sees it has a say.
+    """
     seen = tl.zeros([ROWS, WORDS], tl.uint32)
+    clear = ~seen
     for g in tl.static_range(G):
-        seen |= load_words(bits_ptr, members_ptr, members_h, row, row_mask, offs_word, num_rows, num_q, num_words, g, G)
-    full = tl.load(full_ptr + offs_word, mask=offs_word < num_words, other=0).to(tl.uint32, bitcast=True)
-    full = seen & full[None, :]
+        words = load_words(bits_ptr, members_ptr, members_h, row, row_mask, offs_word, num_rows, num_q, num_words, g, G)
+        seen |= words
+        if BY_QUERY:  # of all heads the same
+            full = load_words(full_ptr, members_ptr, members_h, row, row_mask, offs_word, num_rows, 0, num_words, g, G)
+            clear &= full | ~words
+    if BY_QUERY:
+        full = seen & clear
+    else:
+        full = tl.load(full_ptr + offs_word, mask=offs_word < num_words, other=0).to(tl.uint32, bitcast=True)
+        full = seen & full[None, :]
     return full, seen ^ full
 
 
@@ -81,7 +93,7 @@ def load_union(
 def count_kernel(
     bits_ptr,  # [B, H, Nq, W]
     members_ptr,  # [R, G], -1 for none; of each head `members_h` further
-    full_ptr,  # [W] bits: KV blocks without padding
+    full_ptr,  # [W] bits: KV blocks that need no mask; [Nq, W] if BY_QUERY
     num_full_ptr,  # [B, H, R]
     counts_ptr,  # [B, H, R]
     num_lists,  # B * H * R
@@ -92,6 +104,7 @@ def count_kernel(
     G: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
+    BY_QUERY: tl.constexpr,
 ):
     """One program per ROWS lists. Cost: all bits read once, two numbers a list written."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -102,7 +115,7 @@ def count_kernel(
         offs_word = first + tl.arange(0, WORDS)
         full, partial = load_union(
             bits_ptr, members_ptr, members_h, full_ptr, row, row_mask, offs_word, num_rows, num_q, num_words,
-            G, ROWS, WORDS,
+            G, ROWS, WORDS, BY_QUERY,
         )  # fmt: skip
         num_full += tl.sum(popcount(full).to(tl.int32), 1)
         num_partial += tl.sum(popcount(partial).to(tl.int32), 1)
@@ -114,7 +127,7 @@ def count_kernel(
 def emit_kernel(
     bits_ptr,  # [B, H, Nq, W]
     members_ptr,  # [R, G], -1 for none; of each head `members_h` further
-    full_ptr,  # [W] bits: KV blocks without padding
+    full_ptr,  # [W] bits: KV blocks that need no mask; [Nq, W] if BY_QUERY
     origins_ptr,  # [Nk]: the item of a KV block without padding
     starts_ptr,  # [B, H, R] int64
     num_full_ptr,  # [B, H, R]
@@ -128,6 +141,7 @@ def emit_kernel(
     G: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
+    BY_QUERY: tl.constexpr,
 ):
     """One program per ROWS lists. Cost: all bits read once, the items written, about 20 operations a bit of the mask.
 
@@ -144,7 +158,7 @@ def emit_kernel(
         offs_word = first + tl.arange(0, WORDS)
         full, partial = load_union(
             bits_ptr, members_ptr, members_h, full_ptr, row, row_mask, offs_word, num_rows, num_q, num_words,
-            G, ROWS, WORDS,
+            G, ROWS, WORDS, BY_QUERY,
         )  # fmt: skip
         ones_full, ones_partial = popcount(full).to(tl.int32), popcount(partial).to(tl.int32)
         word_full = full_at[:, None] + tl.cumsum(ones_full, 1) - ones_full
@@ -235,7 +249,7 @@ def transpose_kernel(
 
 
 def launch_count(bits: Tensor, members: Tensor, full_bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Count the union of each group's KV blocks: those without padding, and all; both [B, H, R] int32."""
+    """Count the union of each group's KV blocks: those that need no mask, and all; both [B, H, R] int32."""
     b, h, num_q, num_words = bits.shape
     num_rows, size = members.shape[-2:]
     num_full, counts = (torch.empty(b, h, num_rows, dtype=torch.int32, device=bits.device) for _ in range(2))
@@ -245,6 +259,7 @@ def launch_count(bits: Tensor, members: Tensor, full_bits: Tensor) -> tuple[Tens
             *(bits, members, full_bits, num_full, counts, counts.numel(), _head_stride(members)),
             *(num_rows, num_q, num_words),
             G=size,
+            BY_QUERY=full_bits.dim() == 2,
             **tile,
         )
     return num_full, counts
@@ -300,6 +315,7 @@ def launch_emit(
             num_words,
             origins.numel(),
             G=size,
+            BY_QUERY=full_bits.dim() == 2,
             **tile,
         )
 

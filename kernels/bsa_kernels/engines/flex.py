@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bsa_kernels.block_engine import Passes
+from bsa_kernels.engines import gather
 from bsa_kernels.plan import BlockPlan
 
 # Past its limit of shapes, by default eight, torch.compile runs a function uncompiled with no more than a log line.
@@ -88,6 +90,11 @@ def everything_mask(length: int, device: torch.device) -> BlockMask:
     )
 
 
+def unsupported_plan(plan: BlockPlan) -> str | None:  # noqa: ARG001
+    """Return None: every plan has its `BlockMask`."""
+    return None
+
+
 def prepare(plan: BlockPlan) -> object:
     """The plan as FlexAttention's `BlockMask`."""
     return plan.to_flex()
@@ -96,25 +103,78 @@ def prepare(plan: BlockPlan) -> object:
 def attend(
     q_tiles: Tensor, k_tiles: Tensor, v_tiles: Tensor, plan: BlockPlan, prepared: object, *, scale: float
 ) -> Tensor:
-    """Compute the kept rows [B, H, Nq, K, D]."""
-    q = plan.gather_kept(q_tiles).flatten(2, 3)
-    options: dict[str, object] = {}
-    if q.is_cuda:
-        # Flex's default tiles need not divide ours; a tile is at most a block on either side.
-        rows, keys = plan.shape[3], plan.kv_grid.block_size
-        options["kernel_options"] = {
-            "BLOCK_M": rows,
-            "BLOCK_N": keys,
-            "BLOCK_M1": rows,
-            "BLOCK_N1": keys,
-            "BLOCK_M2": rows,
-            "BLOCK_N2": keys,
-        }
+    """Compute the kept rows [B, H, Nq, K, D].
+
+    Raises:
+        ValueError: torch would compile a wrong kernel, see `_refuse_wrong_kernel`.
+    """
+    _refuse_wrong_kernel(q_tiles, plan)
+    q, options = _call(q_tiles, plan)
     out = compiled_flex_attention()(q, k_tiles, v_tiles, block_mask=prepared, scale=scale, **options)
     return out.unflatten(2, plan.shape[2:])
 
 
-def executed_flop(plan: BlockPlan, head_dim: int) -> int:
-    """FLOP of the forward's matrix products: K packed rows by all slots of the listed blocks (synchronises)."""
+def attend_lse(
+    q_tiles: Tensor, k_tiles: Tensor, v_tiles: Tensor, plan: BlockPlan, prepared: object, *, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Compute the kept rows and their log-sum-exp [B, H, Nq, K] in fp32, -inf for a row that sees nothing.
+
+    On a CPU torch compiles FlexAttention without its log-sum-exp (2.11 to 2.13): there the engine gather computes that
+    from the same lists, in a second pass over the logits.
+    """
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    if not q_tiles.is_cuda:
+        out = attend(q_tiles, k_tiles, v_tiles, plan, prepared, scale=scale)
+        return out, gather.log_sum_exp(q_tiles, k_tiles, plan, gather.prepare(plan), scale=scale)
+    q, options = _call(q_tiles, plan)
+    out, aux = compiled_flex_attention()(
+        q, k_tiles, v_tiles, block_mask=prepared, scale=scale, return_aux=AuxRequest(lse=True), **options
+    )
+    return out.unflatten(2, plan.shape[2:]), aux.lse.unflatten(2, plan.shape[2:])
+
+
+def _refuse_wrong_kernel(q: Tensor, plan: BlockPlan) -> None:
+    """Refuse small heads with KV blocks that end in a part of a tile: torch's CPU kernel writes past its scores there.
+
+    It multiplies 16 keys at a time; for a rest of whole vectors and a head size below 24 (both by whole vectors, of 4
+    or 8 numbers) it stores all 16 columns. Seen as wrong outputs and NaN with torch 2.13 on AVX2, 2026-11-26.
+
+    Raises:
+        ValueError: this is such a case.
+    """
+    size, head_dim = plan.kv_grid.block_size, q.shape[-1]
+    if not q.is_cuda and size % 16 in {4, 8, 12} and head_dim < 24 and head_dim % 4 == 0:
+        raise ValueError(
+            f"engine 'flex': torch compiles a wrong kernel on CPUs for KV blocks of {size} tokens and head size "
+            f"{head_dim}; use blocks of a multiple of 16, a head size of at least 24, or the engine gather"
+        )
+
+
+def _call(q_tiles: Tensor, plan: BlockPlan) -> tuple[Tensor, dict[str, object]]:
+    """The packed rows [B, H, Nq*K, D], and options of the kernel."""
+    q = plan.gather_kept(q_tiles).flatten(2, 3)
+    if not q.is_cuda:
+        return q, {}
+    # Flex's default tiles need not divide ours; a tile is at most a block on either side.
+    rows, keys = plan.shape[3], plan.kv_grid.block_size
+    options = {
+        "BLOCK_M": rows,
+        "BLOCK_N": keys,
+        "BLOCK_M1": rows,
+        "BLOCK_N1": keys,
+        "BLOCK_M2": rows,
+        "BLOCK_N2": keys,
+    }
+    return q, {"kernel_options": options}
+
+
+def executed_flop(plan: BlockPlan, head_dim: int, which: Passes) -> int:
+    """FLOP of the matrix products over pairs: K packed rows by all slots of the listed blocks (synchronises).
+
+    Two products forward; the backward has a loop for dq, of three, and one for dk and dv, of four, each of which
+    computes the scores again (torch's template for CUDA, which pads the head size to a power of two).
+    """
     pairs = plan.shape[3] * plan.kv_grid.block_size * int(plan.kv_counts.sum())
-    return 4 * head_dim * pairs
+    width = 1 << (head_dim - 1).bit_length() if plan.device.type == "cuda" else head_dim
+    return 2 * width * pairs * {"forward": 2, "backward": 7, "forward+backward": 9}[which]

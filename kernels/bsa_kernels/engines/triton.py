@@ -1,24 +1,199 @@
 """The engine of this project's own kernels: `bsa_kernels.block_sparse`, forward and backward in Triton.
 
-It is *fused*: it reads q, k and v where they are, in natural or tile-major order, and writes the filled output; nothing
-is permuted, gathered or filled by a pass of its own. For NVIDIA GPUs from compute capability 8.0. On a CPU the kernels
-run in Triton's interpreter, which verifies them and says nothing about their speed. Triton is imported on first use.
+It reads q, k and v where they are, in natural or tile-major order, and writes the filled output; nothing is permuted,
+gathered or filled by a pass of its own. For NVIDIA GPUs from compute capability 8.0. On a CPU the kernels run in
+Triton's interpreter, which verifies them and says nothing about their speed. Triton is imported on first use.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
 
-from bsa_kernels.block_sparse.groups import choose_groups_reference, union_counts
-from bsa_kernels.block_sparse.tables import KernelTables, tables_of
-from bsa_kernels.block_sparse.tile_table import MAX_HEAD_DIM, Tiles, arch_of, tiles_for
+from bsa_kernels.block_engine import Order, Passes
+from bsa_kernels.block_sparse import flop
+from bsa_kernels.block_sparse.groups import choose_groups_reference
+from bsa_kernels.block_sparse.specialized import half_members, specialized_fault, specialized_tiles
+from bsa_kernels.block_sparse.tables import KernelTables, Layout
+from bsa_kernels.block_sparse.tile_table import ENVIRONMENT, MAX_HEAD_DIM, Tiles, arch_of, tiles_for
+from bsa_kernels.grid import BlockGrid
 from bsa_kernels.plan import BlockPlan
+from bsa_kernels.rules import ElementRule
+from bsa_kernels.tracing import ask_once
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+#: From the tiles of a call, its kept rows of a query block and its head size to other tiles.
+ChangeTiles = Callable[[Tiles, int, int], Tiles]
+
+
+@dataclass(frozen=True)
+class TritonEngine:
+    """The kernels in one form.
+
+    Attributes:
+        name, layout: see `BlockEngine`.
+        change_tiles: what is launched in place of the tiles that the table has, for tuning, tests and benchmarks.
+        change_tables: what the kernels read in place of the tables made for a plan.
+        is_specialized: the forward is the warp-specialised one.
+    """
+
+    name: str = "triton"
+    layout: Order = "natural"
+    change_tiles: ChangeTiles | None = None
+    change_tables: Callable[[KernelTables], KernelTables] | None = None
+    is_specialized: bool = False
+    fills: bool = True
+    runs_triton: bool = True
+    gives_lse: bool = True
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:
+        """See `BlockEngine`."""
+        return unsupported(device, dtype, head_dim, backward=backward)
+
+    def unsupported_plan(self, plan: BlockPlan) -> str | None:
+        """See `BlockEngine`."""
+        if not self.is_specialized:
+            return None
+        if not plan.is_plain:
+            return (
+                "the specialised kernel takes plans without an element rule or a prefix of keys, over one grid of "
+                "tokens; use the engine triton."
+            )
+        return specialized_fault(plan.kv_grid, kept_rows=plan.shape[3])
+
+    def layout_for(self, plan: BlockPlan, *, head_dim: int, dtype: torch.dtype) -> Layout:
+        """How the kernels walk a plan, with their tiles."""
+        return Layout.decode(self._code(plan, head_dim, dtype))
+
+    def prepare(self, plan: BlockPlan, like: Tensor) -> KernelTables:
+        """Bring the plan into the kernels' form; the inverse lists follow in the backward."""
+        from bsa_kernels.block_sparse.ops import make_tables
+
+        tables = make_tables(plan, self._code(plan, like.shape[-1], like.dtype))
+        return tables if self.change_tables is None else self.change_tables(tables)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: BlockPlan,  # noqa: ARG002
+        prepared: KernelTables,
+        *,
+        scale: float,
+    ) -> Tensor:
+        """Attend and fill: o like q; any strides, a last dimension with gaps is copied."""
+        from bsa_kernels.block_sparse.ops import attend
+
+        return attend(q, k, v, prepared, scale=scale)
+
+    def attend_lse(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: BlockPlan,  # noqa: ARG002
+        prepared: KernelTables,
+        *,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        """See `LseRunner`."""
+        from bsa_kernels.block_sparse.ops import attend_lse
+
+        return attend_lse(q, k, v, prepared, scale=scale)
+
+    def list_members(self, plan: BlockPlan, *, head_dim: int, dtype: torch.dtype) -> Tensor:
+        """Query blocks that share a list, [B, H, R, G]."""
+        group = self.layout_for(plan, head_dim=head_dim, dtype=dtype).tiles.attend.group
+        return choose_groups_reference(plan.block_bits, plan.q_grid, group)
+
+    def work_members(self, plan: BlockPlan, *, head_dim: int, dtype: torch.dtype) -> Tensor:
+        """Query blocks that the forward multiplies with the union of what they listed, [B, H, R, G]."""
+        members = self.list_members(plan, head_dim=head_dim, dtype=dtype)
+        return half_members(members) if self.is_specialized else members
+
+    def executed_flop(
+        self, plan: BlockPlan, head_dim: int, which: Passes, *, dtype: torch.dtype = torch.bfloat16
+    ) -> float:
+        """See `BlockEngine`."""
+        return flop.executed_flop(plan, self.layout_for(plan, head_dim=head_dim, dtype=dtype), head_dim, which)
+
+    def _code(self, plan: BlockPlan, head_dim: int, dtype: torch.dtype) -> str:
+        q_grid, kv_grid = plan.q_grid, plan.kv_grid
+        sides = (q_grid.grid, q_grid.block, kv_grid.grid, kv_grid.block)
+        rule, kept_rows = plan.rule, plan.kept_slots.shape[3]
+        form = (self.layout == "tiled", not plan.keeps_every_row, self.is_specialized, self.change_tiles)
+        what = (kept_rows, head_dim, dtype, plan.device)
+        return _layout_code(*sides, rule.before, rule.after, plan.prefix, *what, *form)
+
+
+TRITON = TritonEngine()
+TRITON_TILED = TritonEngine(layout="tiled")
+
+_Sides = tuple[int, int, int]
+
+
+@ask_once
+def _layout_code(
+    q_grid: _Sides,
+    q_block: _Sides,
+    kv_grid: _Sides,
+    kv_block: _Sides,
+    before: int | None,
+    after: int | None,
+    prefix: int,
+    kept_rows: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    is_tiled: bool,
+    fills: bool,
+    is_specialized: bool,
+    change_tiles: ChangeTiles | None,
+) -> str:
+    """The code of a `Layout`. Its arguments are constants to a compiler, so that it need not trace a table of tiles."""
+    sides = (q_grid, q_block, kv_grid, kv_block)
+    keys = (before, after, prefix)
+    form = (is_tiled, fills, is_specialized, change_tiles)
+    return _kept_layout_code(*sides, *keys, kept_rows, head_dim, dtype, device, *form, os.environ.get(ENVIRONMENT))
+
+
+@lru_cache(maxsize=256)
+def _kept_layout_code(
+    q_grid: _Sides,
+    q_block: _Sides,
+    kv_grid: _Sides,
+    kv_block: _Sides,
+    before: int | None,
+    after: int | None,
+    prefix: int,
+    kept_rows: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    is_tiled: bool,
+    fills: bool,
+    is_specialized: bool,
+    change_tiles: ChangeTiles | None,
+    table: str | None,  # noqa: ARG001  # `tiles_for` reads it from the environment: another file, another answer
+) -> str:
+    keys = BlockGrid(kv_grid, kv_block)
+    if is_specialized:
+        tiles = specialized_tiles(keys, kept_rows=kept_rows, head_dim=head_dim, dtype=dtype)
+    else:
+        arch = arch_of(device)
+        tiles = tiles_for(arch=arch, head_dim=head_dim, kept_rows=kept_rows, block_keys=keys.block_size, dtype=dtype)
+    if change_tiles is not None:
+        tiles = change_tiles(tiles, kept_rows, head_dim)
+    rule = ElementRule(before, after)
+    return Layout(BlockGrid(q_grid, q_block), keys, is_tiled, fills, tiles, rule, prefix).encode()
 
 
 def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:  # noqa: ARG001
@@ -45,63 +220,6 @@ def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int, *, back
     if major < 8:
         return f"the kernels need compute capability 8.0, this GPU has {major}.{minor}; use the engine gather."
     return None
-
-
-def choose_tiles(plan: BlockPlan, *, head_dim: int, dtype: torch.dtype) -> Tiles:
-    """The tiles that the table in force has for a plan."""
-    return tiles_for(
-        arch=arch_of(plan.device),
-        head_dim=head_dim,
-        kept_rows=plan.shape[3],
-        block_keys=plan.kv_grid.block_size,
-        dtype=dtype,
-    )
-
-
-def prepare(
-    plan: BlockPlan, *, head_dim: int, dtype: torch.dtype, is_tiled: bool = False, tiles: Tiles | None = None
-) -> KernelTables:
-    """Bring the plan into the kernels' form; the inverse lists follow in the backward.
-
-    Args:
-        plan: what is attended.
-        head_dim, dtype: of q, k and v.
-        is_tiled: q, k and v are tile-major, as `BlockGrid.permute` leaves them.
-        tiles: in place of the table's, for tuning and tests.
-    """
-    return tables_of(plan, tiles or choose_tiles(plan, head_dim=head_dim, dtype=dtype), is_tiled=is_tiled)
-
-
-def attend_tokens(q: Tensor, k: Tensor, v: Tensor, tables: KernelTables, *, scale: float) -> Tensor:
-    """Attend and fill: o like q. Differentiable in q, k and v.
-
-    Args:
-        q, k, v: [B, H, L, D] in the layout of the tables, any strides; a last dimension with gaps is copied.
-        tables: from `prepare`.
-        scale: of the logits.
-    """
-    from bsa_kernels.block_sparse.ops import attend
-
-    return attend(q, k, v, tables.tensors, tables.layout.encode(), scale=scale)
-
-
-def executed_flop(plan: BlockPlan, head_dim: int, tiles: Tiles | None = None) -> int:
-    """FLOP of the forward's matrix products in 16-bit formats: whole tiles, unions and padding included.
-
-    Synchronises.
-
-    Args:
-        plan: what is attended.
-        head_dim: of q, k and v.
-        tiles: in place of the table's.
-    """
-    tiles = tiles or choose_tiles(plan, head_dim=head_dim, dtype=torch.bfloat16)
-    tile, kept, keys = tiles.attend, plan.shape[3], plan.kv_grid.block_size
-    members = choose_groups_reference(plan.block_bits, plan.q_grid, tile.group)
-    rows = tile.rows if tile.group > 1 else -(-kept // tile.rows) * tile.rows
-    width = max(16, 1 << (head_dim - 1).bit_length())
-    listed = int(union_counts(plan.block_bits, members).sum())
-    return 4 * width * rows * (-(-keys // tiles.max_keys) * tiles.max_keys) * listed
 
 
 def _is_interpreted() -> bool:

@@ -1,0 +1,1 @@
+"""Methods: what each attends to, as plans for the engines; a folder each, and none knows another."""

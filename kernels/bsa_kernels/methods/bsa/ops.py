@@ -1,0 +1,43 @@
+"""The selection as an operator that torch knows: `torch.compile` and `torch.export` trace it. It has no gradient."""
+# The fakes of operators have the operators' arguments and need few of them.
+# ruff: noqa: ARG001
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bsa_kernels.methods.bsa.fused import unsupported
+from bsa_kernels.methods.bsa.options import BsaOptions
+from bsa_kernels.methods.bsa.queries import kept_rows
+from bsa_kernels.methods.bsa.stages import Selected, grids, select_tokens
+
+
+def select(q: Tensor, k: Tensor, options: BsaOptions, *, scale: float, is_tiled: bool) -> Selected:
+    """Select as `stages.select_tokens`, in Triton where it has the options."""
+    return Selected(*_select(q, k, options.code, scale, is_tiled))
+
+
+@torch.library.custom_op("bsa_kernels::bsa_select", mutates_args=())
+def _select(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) -> list[Tensor]:
+    wanted = BsaOptions.decode(options)
+    selected = select_tokens(q, k, wanted, scale=scale, is_tiled=is_tiled)
+    if unsupported(wanted, head_dim=q.shape[-1], dtype=q.dtype) is None:
+        return list(selected)
+    # In torch one table may be a view of another, or of one that is kept.
+    return [table.clone(memory_format=torch.contiguous_format) for table in selected]
+
+
+@_select.register_fake
+def _(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) -> list[Tensor]:
+    wanted = BsaOptions.decode(options)
+    q_grid, kv_grid = grids(wanted)
+    blocks = (*q.shape[:2], q_grid.num_blocks)
+    kept = kept_rows(q_grid, wanted.query_rule, wanted.query_keep)
+    selected = Selected(
+        kept_slots=q.new_empty((*blocks, kept), dtype=torch.int32),
+        num_kept=q.new_empty(blocks, dtype=torch.int32),
+        fill=q.new_empty((*blocks, q_grid.block_size), dtype=torch.int32),
+        block_bits=q.new_empty((*blocks, -(-kv_grid.num_blocks // 32)), dtype=torch.int32),
+    )
+    return list(selected)
