@@ -1,8 +1,10 @@
 """What every test run needs: Triton's interpreter where there is no GPU, one thread, the mark `gpu`, quick runs."""
 
+import importlib.util
 import os
 from pathlib import Path
 
+import interpreter_speed
 import pytest
 
 TESTS = Path(__file__).parent
@@ -36,6 +38,8 @@ def pytest_configure(config):
     # Read when kernels are defined, so it must stand before the first import of one.
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
+    if importlib.util.find_spec("triton"):
+        interpreter_speed.remember()
 
     # Tensors are tiny: a second thread costs more than it gives, and far more on a busy machine.
     torch.set_num_threads(1)

@@ -65,10 +65,9 @@ class Vmoba(BlockMethod):
 
     def operator(self, workload: Workload, options: VmobaOptions, engine: BlockEngine, *, scale: float) -> Operator:
         """Select, plan, attend."""
-        from bsa_kernels.stages import block_stages
-
         from bsa_kernels.methods import vmoba
         from bsa_kernels.operator import Operator
+        from bsa_kernels.stages import block_stages
 
         q_grid, kv_grid = vmoba.grids(workload.token_grid, self._block(workload, options))
         how = self._how(kv_grid.num_blocks, options)

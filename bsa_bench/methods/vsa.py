@@ -61,11 +61,10 @@ class Vsa(BlockMethod):
 
     def operator(self, workload: Workload, options: VsaOptions, engine: BlockEngine, *, scale: float) -> Operator:
         """Two branches that read q, k and v; the coarse one's scores pick the cubes of the fine one."""
-        from bsa_kernels.stages import block_stages
-
         from bsa_kernels import BlockGrid
         from bsa_kernels.methods import vsa
         from bsa_kernels.operator import Operator
+        from bsa_kernels.stages import block_stages
 
         grid = BlockGrid(workload.token_grid, options.block)
 

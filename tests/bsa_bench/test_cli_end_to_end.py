@@ -15,6 +15,8 @@ import bsa_bench
 from bsa_bench.result import Status
 from bsa_bench.store import read_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -67,7 +69,6 @@ def test_a_real_run_is_resumed_without_repeating_anything(finished):
     assert len(after.run_lines) == len(before.run_lines) + 1
 
 
-@pytest.mark.slow
 def test_a_killed_run_is_completed_by_resume_without_repeating_what_was_measured(folder):
     arguments = ["run", "--suite", "./tiny.toml", "--threads", "1", "--run-id", "r", "--no-report"]
     lines = Path("results/r/results.jsonl")
@@ -89,7 +90,6 @@ def test_a_killed_run_is_completed_by_resume_without_repeating_what_was_measured
     assert len(set(hashes)) == len(hashes) == 3
 
 
-@pytest.mark.slow
 def test_faulty_engines_of_a_third_party_are_recorded_and_the_sweep_goes_on(folder):
     names = ["wrong", "crash", "hungry", "fallback", "exact"]
     implementations = ",".join(f"full@{name}" for name in names)
@@ -105,7 +105,6 @@ def test_faulty_engines_of_a_third_party_are_recorded_and_the_sweep_goes_on(fold
     assert "full@wrong" in done.stdout
 
 
-@pytest.mark.slow
 def test_a_case_that_no_machine_can_hold_is_predicted_and_skipped(folder):
     done = command(
         "run", "--suite", "tiny.toml", "implementation=full@sdpa-math", "tokens=256,4000000", "--run-id", "r",

@@ -53,6 +53,7 @@ def inputs():
     return {"q": q, "k": k, "v": v}, grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
     [
@@ -174,6 +175,7 @@ def test_forms_are_chosen_on_the_command_line_and_by_patterns_of_limits(tmp_path
     assert [c.passes for c in cases if ":" in c.implementation] == ["backward"] * 2
 
 
+@pytest.mark.slow
 def test_launch_and_list_orders_are_permutations():
     tensors, _ = inputs()
     tables = {

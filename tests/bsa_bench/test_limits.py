@@ -63,6 +63,7 @@ def clock(seconds):
     return tick
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels that are compiled for a GPU do not run on a CPU")
 def test_figures_are_what_was_moved_over_the_time_it_took():
     tick = clock(0.5)

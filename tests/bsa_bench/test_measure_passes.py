@@ -62,6 +62,7 @@ def test_warm_up_samples_are_not_among_the_samples_which_stay_in_order(which):
     assert (timing.timer, timing.cache) == ("host", "warm")
 
 
+@pytest.mark.slow
 def test_a_forward_has_the_phases_of_the_forward_and_their_totals():
     timing, timer = timed("forward")
     assert list(timing.phases) == list(FORWARD)
@@ -70,12 +71,14 @@ def test_a_forward_has_the_phases_of_the_forward_and_their_totals():
     assert not any(timer.graph)
 
 
+@pytest.mark.slow
 def test_a_backward_has_only_its_own_phases_and_selects_nothing():
     timing, _ = timed("backward")
     assert list(timing.phases) == list(BACKWARD)
     assert set(timing.attend_only) == set(timing.attend_select) == {64.0}
 
 
+@pytest.mark.slow
 def test_both_together_have_all_phases():
     timing, _ = timed("forward+backward")
     assert list(timing.phases) == [*FORWARD, *BACKWARD]
@@ -83,6 +86,7 @@ def test_both_together_have_all_phases():
     assert set(timing.attend_select) == {78.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", PASSES)
 def test_each_phase_has_a_sample_for_each_sample_of_the_totals(which):
     timing, _ = timed(which)
@@ -98,6 +102,7 @@ def test_the_one_phase_of_dense_attention_is_the_whole(which, name):
     assert timing.attend_only == timing.attend_select == timing.samples
 
 
+@pytest.mark.slow
 def test_dense_forward_and_backward_are_told_apart():
     timing, _ = timed("forward+backward", "full@sdpa-math")
     assert list(timing.phases) == ["attend", "attend_backward"]

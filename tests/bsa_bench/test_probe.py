@@ -27,12 +27,14 @@ def found():
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
+@pytest.mark.slow
 def test_every_implementation_has_an_answer_for_each_direction(found):
     assert {(q[0], q[3]) for q in found.reasons} == {(n, b) for n in implementations() for b in (False, True)}
     assert found.environment.device_kind == "cpu"
     assert found.environment.cpu["threads"] == 1
 
 
+@pytest.mark.slow
 def test_what_needs_no_gpu_runs_on_a_cpu(found):
     usable = {q[0] for q, reason in found.reasons.items() if reason is None and not q[3]}
     assert {"full@sdpa-math", "full@sdpa-flash", "full@gather", "bsa@gather"} <= usable
@@ -40,6 +42,7 @@ def test_what_needs_no_gpu_runs_on_a_cpu(found):
     assert {"full@sdpa-flash", "bsa@gather"} <= trains
 
 
+@pytest.mark.slow
 def test_every_other_one_says_why_in_a_sentence_with_a_remedy(found):
     reasons = {q[0]: reason for q, reason in found.reasons.items() if reason is not None}
     assert {"full@sdpa-efficient", "full@sdpa-cudnn", "full@flash-attn", "full@xformers"} <= reasons.keys()
@@ -49,6 +52,7 @@ def test_every_other_one_says_why_in_a_sentence_with_a_remedy(found):
         assert any(word in reason for word in ("use ", "install", "run it", "set ", "Try ", "take ")), reason
 
 
+@pytest.mark.slow
 @needs_no_gpu
 def test_the_interpreter_is_not_left_in_the_environment(found):
     assert "TRITON_INTERPRET" not in found.environment.variables or "TRITON_INTERPRET" in os.environ
@@ -61,12 +65,14 @@ def test_a_case_is_looked_up_by_what_its_engine_has_to_know():
     assert Probe.unavailable(Probe(None, {question: "no."}), one) == "no."
 
 
+@pytest.mark.slow
 @needs_no_gpu
 def test_asking_for_a_gpu_where_there_is_none_is_a_usage_error_with_the_remedy():
     with pytest.raises(UsageError, match="there is no CUDA device that torch can use here; use --device cpu"):
         probe({"cpu": [], "cuda": []}, device="cuda", threads=None)
 
 
+@pytest.mark.slow
 def test_an_engine_of_a_third_party_is_asked_too(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(third_party.install(tmp_path)))
     answers = probe({"cpu": [("full@exact", "float32", size, False) for size in (8, 16)]}, device="cpu", threads=1)
@@ -101,6 +107,7 @@ def test_a_probe_that_answers_nothing_or_no_json_is_an_error_that_shows_it():
             probe({}, device=None, threads=None, command=scripted(code))
 
 
+@pytest.mark.slow
 def test_what_a_library_prints_before_the_answer_does_no_harm(found):
     answer = {"environment": found.environment.model_dump(mode="json"), "reasons": []}
     code = f"import json; print('welcome to some library'); print(json.dumps({answer!r}))"

@@ -48,6 +48,7 @@ def quick(tmp_path_factory):
     return report_of(folder, made.quick_results())
 
 
+@pytest.mark.slow
 def test_the_first_line_names_the_inputs_and_not_the_machine(quick, tmp_path):
     _, text = quick
     first = text.splitlines()[0]
@@ -55,6 +56,7 @@ def test_the_first_line_names_the_inputs_and_not_the_machine(quick, tmp_path):
     assert str(tmp_path.parent.parent) not in text
 
 
+@pytest.mark.slow
 def test_every_plot_is_a_png_and_an_svg_that_the_text_links(quick):
     files, text = quick
     assert {path.suffix for path in files.plots} == {".png", ".svg"}
@@ -63,12 +65,14 @@ def test_every_plot_is_a_png_and_an_svg_that_the_text_links(quick):
         assert f"]({path.name})" in text
 
 
+@pytest.mark.slow
 def test_a_run_over_lengths_has_a_plot_of_each_kind_for_each_measured_pass(quick):
     kinds = ("speedup-tokens", "latency", "memory", "error-speedup", "phases")
     expected = {f"{kind}-{passes}" for kind in kinds for passes in ("forward", "forward-backward")}
     assert {path.stem for path in quick[0].plots} == expected
 
 
+@pytest.mark.slow
 def test_the_findings_name_the_fastest_correct_row_and_the_ideal(quick):
     _, text = quick
     assert "forward, 16,384 tokens (2 heads x 64, float32, video:testclip): **`bsa@gather`**" in text
@@ -76,6 +80,7 @@ def test_the_findings_name_the_fastest_correct_row_and_the_ideal(quick):
     assert re.search(r"Attend only [\d.]+x and attend \+ select [\d.]+x", text)
 
 
+@pytest.mark.slow
 def test_an_interpolated_break_even_length_says_so_and_an_early_one_too(quick):
     body = section(quick[1], "Break-even length")
     assert "interpolated between 1,024 (slower) and 2,048 (faster from there on" in body
@@ -95,6 +100,7 @@ def measured_at(implementation, tokens, median):
     return made.measured(made.case(implementation, tokens), median=median)
 
 
+@pytest.mark.slow
 def test_rows_without_a_figure_are_listed_by_status_and_reason(quick):
     body = section(quick[1], "Unverified, wrong or not run")
     for status in Status:
@@ -112,10 +118,12 @@ def test_what_is_counted_has_counters_and_no_latency(quick):
     assert row.split("|")[3].strip() == "-"
 
 
+@pytest.mark.slow
 def test_unavailable_engines_are_listed_with_their_reasons(quick):
     assert "`sdpa-cudnn`: cuDNN attention needs a CUDA device" in section(quick[1], "Unavailable here")
 
 
+@pytest.mark.slow
 def test_no_cell_breaks_its_table_and_no_bare_tflops_stand_in_one(quick):
     _, text = quick
     widths = [line.replace("\\|", "").count("|") for line in text.splitlines()]
@@ -125,6 +133,7 @@ def test_no_cell_breaks_its_table_and_no_bare_tflops_stand_in_one(quick):
     assert "TFLOPS" not in text
 
 
+@pytest.mark.slow
 def test_wrong_and_unverified_rows_have_no_speed_up(quick):
     _, text = quick
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `full@sdpa-efficient` | unverified")]
@@ -132,6 +141,7 @@ def test_wrong_and_unverified_rows_have_no_speed_up(quick):
     assert "| `bsa@triton` | WRONG | - | - | - |" in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_one_length_with_several_densities_is_drawn_against_density(tmp_path):
     files, text = report_of(tmp_path, made.sparsity_results())
@@ -149,6 +159,7 @@ def test_claims_of_a_paper_are_marked_as_such_and_quoted_to_the_digit(tmp_path):
     assert "second-hand notes" in body
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(tmp_path):
     run = made.write_run(tmp_path / "run", made.sparsity_results())
     first, second = (write_report(run, tmp_path / name) for name in ("a", "b"))
@@ -176,6 +187,7 @@ def test_a_report_holds_whatever_a_run_lacks(tmp_path, results, says):
     assert says in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_an_interrupted_run_says_how_many_cases_are_left(tmp_path):
     _, text = report_of(tmp_path, [made.measured()], num_cases=5)
@@ -207,6 +219,7 @@ def test_an_unwritable_folder_is_an_error_that_names_it(tmp_path):
         write_report(run, tmp_path / "file" / "report")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_the_lists_that_are_walked_have_a_line_for_each_sparse_implementation(quick, tmp_path):
     _, text = report_of(tmp_path / "ours", [made.measured(made.case("bsa@triton", 1024))])
@@ -220,6 +233,7 @@ def test_the_lists_that_are_walked_have_a_line_for_each_sparse_implementation(qu
     assert "**Lists that are walked**\n" not in report_of(tmp_path, results)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_forms_of_an_engine_stand_beside_it_and_need_no_file_names_of_their_own(tmp_path):
     names = ("full@sdpa-flash", "bsa@triton", "bsa@triton:quad", "bsa@triton:fused+pack")

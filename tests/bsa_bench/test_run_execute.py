@@ -194,7 +194,7 @@ def test_the_budget_stops_a_running_worker_and_lists_what_is_left(bench):
     cases = [case(tokens=n) for n in (256, 512, 1024)]
     started = time.monotonic()
     outcome = bench.run(cases, dict.fromkeys(cases[1:], "hang"), budget_s=2.0)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 10  # a case that hangs would take 20
     assert outcome.exit_code == 0
     assert outcome.remaining == cases[1:]
     assert "the budget is spent; what was measured is stored, 2 cases are left:\n  full@sdpa" in outcome.messages[0]

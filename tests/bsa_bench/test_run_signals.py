@@ -41,6 +41,7 @@ def start(bench, worker=""):
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
 def test_an_interrupt_ends_the_worker_keeps_what_is_measured_and_says_how_to_resume(bench, number, name):
     process = start(bench)

@@ -37,6 +37,7 @@ def config(text=""):
 # What it shows
 
 
+@pytest.mark.slow
 def test_the_table_of_a_shipped_configuration(static):
     code, out, err = static(*ONE)
     assert (code, err) == (0, "")
@@ -49,12 +50,14 @@ def test_the_table_of_a_shipped_configuration(static):
     assert "\x1b" not in out
 
 
+@pytest.mark.slow
 def test_the_table_is_as_wide_as_the_terminal(static, monkeypatch):
     monkeypatch.setenv("COLUMNS", "90")
     out = static(*USER)[1]
     assert 80 < max(map(len, out.splitlines())) <= 90
 
 
+@pytest.mark.slow
 def test_json_is_one_document_with_all_that_the_table_shows(static):
     code, out, err = static(*USER, "--json")
     assert (code, err) == (0, "")
@@ -84,6 +87,7 @@ def test_markdown_has_tables_of_equal_rows(static):
     assert "- H200-SXM: hbm_bytes_per_s 4.8e+12 (NVIDIA H200 datasheet)\n" in out
 
 
+@pytest.mark.slow
 def test_the_launch_that_is_predicted_has_the_tokens_heads_and_density_asked_for(static):
     shape = ("--tokens", "65536", "--heads", "2", "--kv-density", "0.25")
     (row,) = json.loads(static(*ONE, "--json", *shape)[1])["configurations"]
@@ -94,6 +98,7 @@ def test_the_launch_that_is_predicted_has_the_tokens_heads_and_density_asked_for
     )
 
 
+@pytest.mark.slow
 def test_a_kernel_of_ones_own(static):
     code, out, _ = static("--kernel", f"{EXAMPLE.with_suffix('.py')}:dense_forward", *USER)
     assert code == 0
@@ -110,6 +115,7 @@ def test_explain_shows_the_main_loop_by_line_and_sass_its_instructions(static):
     assert "HGMMA" in static("explain", DENSE, "--config", EXAMPLE, "--arch", "sm_90", "--sass")[1]
 
 
+@pytest.mark.slow
 def test_measured_rates_of_stored_runs_stand_beside_the_ceiling(static):
     of = case("bsa@triton", 23296, head_dim=64, heads=12, dtype="bfloat16", options=BsaOptions(query_keep=1.0))
     base = measured(of)
@@ -128,6 +134,7 @@ def test_measured_rates_of_stored_runs_stand_beside_the_ceiling(static):
 # Differences
 
 
+@pytest.mark.slow
 def test_the_same_sources_and_the_same_triton_give_the_same_code(static, tmp_path, monkeypatch):
     assert static("diff", ".", ".", *USER)[:2] == (0, ". -> .: 1 compilations, 1 with the same code\n")
     # As if pip had fetched the release that is installed.
@@ -165,6 +172,7 @@ def rewrite(path, old, new):
     Path(path).write_text(text.replace(old, new))
 
 
+@pytest.mark.slow
 def test_a_diff_of_revisions_sees_constants_and_not_comments(static, repository):
     rewrite("dense_forward.py", "* 1.5\n", "* 1.5  # a comment\n        # and another\n")
     assert static("diff", "HEAD", ".", *repository)[1] == "HEAD -> .: 1 compilations, 1 with the same code\n"
@@ -181,6 +189,7 @@ def test_a_diff_of_revisions_sees_constants_and_not_comments(static, repository)
     assert all("2.5" in text for text, _ in added)
 
 
+@pytest.mark.slow
 def test_a_side_that_does_not_compile_is_said(static, repository):
     rewrite("dense_forward.py", "* 1.5", "* missing")
     code, out, _ = static("diff", "HEAD", ".", *repository)
@@ -254,6 +263,7 @@ def test_a_wrong_configuration_file_names_file_key_and_value(static, text, messa
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_not_there_or_has_another_signature_is_named(static):
     wrong = {
         "kernel = 'gone.py:scale'": "gone.py' is not there",
@@ -279,6 +289,7 @@ def test_a_kernel_that_is_not_there_or_has_another_signature_is_named(static):
     assert re.fullmatch(r"bsa-bench: c8, sm_90: kernel '\S+scale.py:scale': signature: argument 'SIZE' .*\n", err)
 
 
+@pytest.mark.slow
 def test_what_compiles_is_shown_beside_what_does_not_in_the_compilers_words(static):
     arguments = config("[axes]\nSIZE = [128, 100]")
     code, out, err = static(*arguments)
@@ -293,6 +304,7 @@ def test_what_compiles_is_shown_beside_what_does_not_in_the_compilers_words(stat
     assert "- `scale-size100`, sm_90: compiler\n\n  ```text\n  CompilationError: " in out
 
 
+@pytest.mark.slow
 def test_where_nothing_compiles_the_compilers_words_are_the_error(static):
     arguments = config("[axes]\nSIZE = [100, 200]")
     words = "arange's range must be a power of 2\nand 1 more that do not compile; --json lists them\n"
@@ -307,6 +319,7 @@ def test_where_nothing_compiles_the_compilers_words_are_the_error(static):
     assert len(json.loads(out)["failures"]) == 2
 
 
+@pytest.mark.slow
 def test_a_compiler_that_crashes_is_a_failure_and_the_rest_goes_on(static):
     crash = "import os, sys\nsys.stderr.write('abandon ship')\nsys.stderr.flush()\nos.abort()\n"
     Path("crash.py").write_text(crash + KERNEL)
@@ -321,6 +334,7 @@ def test_a_compiler_that_crashes_is_a_failure_and_the_rest_goes_on(static):
     assert "abandon ship" in failure["log"]
 
 
+@pytest.mark.slow
 def test_a_release_that_pip_cannot_get_is_said_in_pips_words(static, monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     code, out, err = static(*ONE, "--triton", "3.99.0", "--cache", tmp_path / "cache" / "static")
@@ -330,6 +344,7 @@ def test_a_release_that_pip_cannot_get_is_said_in_pips_words(static, monkeypatch
     assert list((tmp_path / "cache" / "triton").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_ends_with_5(static):
     Path("file").write_text("")
     code, out, err = static(*config("[axes]\nSIZE = [128]"), "--cache", "file/cache")

@@ -121,6 +121,7 @@ def test_a_pointer_whose_pattern_changes_from_trip_to_trip_is_unknown():
     assert "unknown" in {c.verdict for c in read_coalescing(changed)}
 
 
+@pytest.mark.slow
 def test_the_projects_forward_reads_keys_and_values_in_full_vectors():
     for text in compile_forward().values():
         loop = [c for c in read_coalescing(text) if c.loop == 0 and c.element_bytes == 2]

@@ -86,6 +86,7 @@ def failures(tmp_path_factory):
     return {each.config.name: each for each in done}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
@@ -117,24 +118,29 @@ def test_a_failure_names_the_cause(failures, name, kind, message):
         assert failure.message.startswith(f"kernel '{TOYS}:add_one': signature: ")
 
 
+@pytest.mark.slow
 def test_the_compiler_s_words_point_at_the_line(failures):
     assert "tl.arange(0, 2 * SIZE)\n" in failures["bad shapes"].message
 
 
+@pytest.mark.slow
 def test_what_a_crashed_worker_wrote_is_its_log(failures):
     assert failures["ends"].log == "giving up"
     assert "giving up" not in failures["aborts"].log
 
 
+@pytest.mark.slow
 def test_a_crash_ends_one_compilation_only(failures):
     assert isinstance(failures["good"], Compiled)
     assert "add_one" in failures["good"].listing
 
 
+@pytest.mark.slow
 def test_what_a_kernel_s_module_prints_does_no_harm(failures):
     assert isinstance(failures["prints"], Compiled)
 
 
+@pytest.mark.slow
 def test_a_default_of_a_constant_counts_and_wrappers_of_a_kernel_do_not(failures):
     identities = [failures[name].record.identity for name in ("prints", "wrapped")]
     assert [identity["constants"] for identity in identities] == [{"SIZE": "128"}, {"SIZE": "128"}]
@@ -170,6 +176,7 @@ def test_the_default_cache_follows_xdg(monkeypatch, tmp_path):
     assert default_cache() == Path("/home/someone/.cache/bsa-bench/static")
 
 
+@pytest.mark.slow
 def test_what_is_in_the_cache_is_not_compiled_again(cached):
     cache, first = cached
     assert not first.was_cached
@@ -179,6 +186,7 @@ def test_what_is_in_the_cache_is_not_compiled_again(cached):
     assert (again.folder, again.record, again.listing) == (first.folder, first.record, first.listing)
 
 
+@pytest.mark.slow
 def test_without_cache_it_is_compiled_again(cached):
     cache, first = cached
     (first.folder / "kernel.sass").write_text("old")
@@ -189,6 +197,7 @@ def test_without_cache_it_is_compiled_again(cached):
     assert [path.name for path in first.folder.parent.iterdir()] == [first.folder.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_an_entry_without_a_file_is_no_entry(cached, name):
     folder = cached[1].folder
@@ -197,6 +206,7 @@ def test_an_entry_without_a_file_is_no_entry(cached, name):
     assert not is_complete(folder)
 
 
+@pytest.mark.slow
 def test_an_entry_without_a_file_is_made_again(cached):
     cache, first = cached
     (first.folder / "kernel.ptx").unlink()
@@ -205,6 +215,7 @@ def test_an_entry_without_a_file_is_made_again(cached):
     assert {path.name for path in again.folder.iterdir()} == set(FILES)
 
 
+@pytest.mark.slow
 def test_each_option_has_an_entry_of_its_own(tmp_path):
     base = add_one()
     configs = [base, replaced(num_warps=8), replaced(num_stages=2), replaced(maxnreg=32), replaced(divisible_by_16=())]
@@ -221,6 +232,7 @@ def replaced(**changes):
     return add_one().model_copy(update=changes)
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_an_error_of_the_store(tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(StoreError, match=r"cache folder .*/cache: (Not a directory|File exists)"):
@@ -230,6 +242,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_of_the_store(tmp_path):
 # What surrounds the compiler
 
 
+@pytest.mark.slow
 def test_the_user_s_settings_of_triton_change_nothing(cached, monkeypatch, tmp_path):
     first = cached[1]
     monkeypatch.setenv("TRITON_INTERPRET", "1")

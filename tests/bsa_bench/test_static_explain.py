@@ -41,6 +41,7 @@ def by_line(text):
     return {int(line): (mark, int(count), rest) for mark, line, count, rest in found}
 
 
+@pytest.mark.slow
 def test_the_lines_of_a_trip_add_up_and_show_their_source(analysis):
     text = explained(analysis)
     lines = by_line(text)
@@ -53,6 +54,7 @@ def test_the_lines_of_a_trip_add_up_and_show_their_source(analysis):
     assert "\ndense_forward.py\n" in text
 
 
+@pytest.mark.slow
 def test_lines_that_use_the_limiting_resource_are_marked(analysis):
     def marked(limit):
         first = analysis.ceilings[0]

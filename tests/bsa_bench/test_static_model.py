@@ -385,6 +385,7 @@ def bounds(used, *, depth, num_warps):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(RESOURCES, RESOURCES, st.integers(1, 3), st.sampled_from([4, 8]))
 def test_more_of_any_resource_never_raises_a_ceiling(used, extra, depth, num_warps):

@@ -22,6 +22,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_soon_and_leaves_no_process_and_no_file(folder):
     Path("hangs.py").write_text(HANGS)
     Path("scratch").mkdir()
@@ -46,6 +47,7 @@ def test_ctrl_c_ends_soon_and_leaves_no_process_and_no_file(folder):
     assert list(Path("scratch").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_left_in_the_temporary_folder(bench, folder, monkeypatch):
     Path("scale.py").write_text(KERNEL)
     Path("scale.toml").write_text(f"{CONFIG}\n[axes]\nSIZE = [64]")
@@ -57,6 +59,7 @@ def test_nothing_is_left_in_the_temporary_folder(bench, folder, monkeypatch):
     assert list(Path("scratch").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_help_loads_neither_torch_nor_triton(folder):
     for arguments in (["static"], ["static", "explain"], ["static", "diff"]):
         code = (
@@ -70,6 +73,7 @@ def test_help_loads_neither_torch_nor_triton(folder):
         assert "--arch" in done.stdout
 
 
+@pytest.mark.slow
 def test_making_the_table_loads_neither_here(folder):
     arguments = ["--config", str(EXAMPLE), "--only", DENSE, "--arch", "sm_90"]
     arguments += ["--cache", str(cache_folder())]

@@ -21,6 +21,7 @@ def test_what_is_no_version_is_refused(version, tmp_path):
         triton_toolchain(version, tmp_path / "static")
 
 
+@pytest.mark.slow
 def test_pip_s_words_tell_why_a_release_cannot_be_had(monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
@@ -146,6 +147,7 @@ def test_a_revision_before_configurations_had_architectures_declares_the_same_fo
     assert [(c.name, c.signature) for c in found["sm_80"]] == [("forward-1024", {"x_ptr": "*bf16"})]
 
 
+@pytest.mark.slow
 def test_these_sources_declare_configurations_of_different_names_for_each_architecture():
     found = declared(archs=ARCH_NAMES)
     assert tuple(found) == ARCH_NAMES

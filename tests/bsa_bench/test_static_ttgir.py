@@ -120,6 +120,7 @@ def test_a_scaled_dot_is_a_dot():
     assert (dot.kind, dot.flop, dot.a_type, dot.instruction) == ("tcgen05", 2 * 128**3, "f8E4M3FN", (128, 128, 32))
 
 
+@pytest.mark.slow
 def test_the_projects_forward_is_read_on_every_architecture():
     for arch, places in {"sm_80": "registers", "sm_90": "registers", "sm_100": "tensor memory"}.items():
         kernel = read_ttgir(compile_forward()[arch])

@@ -288,12 +288,12 @@ def test_the_examples_of_the_guide_load(load, device_kind):
 
 
 def test_a_big_suite_is_read_quickly(load):
-    start = time.perf_counter()
+    start = time.process_time()
     cases = load(
         "[axes]\nseed = {start = 0, stop = 59, step = 1}\ntokens = {start = 64, stop = 1920, step = 64}\n"
     ).cases()
     assert len(cases) == 60 * 30 * 2 * 3
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_suites_load_neither_torch_nor_pandas_and_work_from_any_folder(tmp_path):

@@ -41,6 +41,7 @@ def bench(monkeypatch):
     return Bench(DEVICE, ScriptedTimer(), dtype="float16", heads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", TILES)
 def test_a_right_tile_has_no_fault_and_is_timed(bench, kernel):
     question = Question(kernel, 16, 32)
@@ -48,6 +49,7 @@ def test_a_right_tile_has_no_fault_and_is_timed(bench, kernel):
     assert bench.seconds(question, TILES[kernel], 256) == 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "output"), [("attend", "output"), ("grad_kv", "grad_k"), ("grad_fused", "grad_q")])
 def test_a_wrong_kernel_has_a_fault_that_names_its_output(bench, kernel, output, monkeypatch):
     attend = module.TritonEngine.attend
@@ -74,6 +76,7 @@ class Off(torch.autograd.Function):
         return grad * 1.05
 
 
+@pytest.mark.slow
 def test_inputs_are_made_once_for_a_length_whatever_the_kept_rows(bench, monkeypatch):
     made = []
     make = module.make_qkv

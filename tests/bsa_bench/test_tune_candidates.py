@@ -8,6 +8,8 @@ from bsa_bench.tune import candidates as module
 from bsa_bench.tune.candidates import Question, dismiss, list_candidates
 from bsa_kernels.block_sparse.tile_table import Tile
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def settings():

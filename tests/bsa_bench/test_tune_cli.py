@@ -150,6 +150,7 @@ def test_a_gpu_that_is_too_old_is_no_gpu(request_for, capsys):
     assert "compute capability 8.0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @needs_no_gpu
 def test_without_a_gpu_it_says_so_and_ends_as_a_run_would(bench, folder):
     code, out, _ = bench("tune", *ONE)

@@ -75,6 +75,7 @@ class ScaleGradient(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("implementation", ["full@sdpa-math", "full@sdpa-flash", "full@gather", "bsa@gather"])
 @pytest.mark.parametrize("max_scores", [1 << 24, 1 << 14], ids=["all rows", "a sample"])

@@ -60,6 +60,7 @@ def python_path(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
 
+@pytest.mark.slow
 def test_dense_attention_is_verified_and_measured_in_all_passes(python_path, tmp_path):
     asked = cases("full@sdpa-flash")
     results, texts = run_process(asked, tmp_path)
@@ -86,6 +87,7 @@ def test_dense_attention_is_verified_and_measured_in_all_passes(python_path, tmp
     assert results[1].correctness.checked.keys() == {"output", "grad_q", "grad_k", "grad_v"}
 
 
+@pytest.mark.slow
 def test_a_sparse_method_has_its_plan_its_phases_and_its_error_against_dense(python_path, tmp_path):
     results, _ = run_process(cases("bsa@gather"), tmp_path)
     assert [r.status for r in results] == [Status.OK] * 3
@@ -100,6 +102,7 @@ def test_a_sparse_method_has_its_plan_its_phases_and_its_error_against_dense(pyt
     assert sum(forward.timing.attend_select) > sum(forward.timing.attend_only)
 
 
+@pytest.mark.slow
 def test_triton_on_a_cpu_is_verified_and_never_timed(python_path, tmp_path):
     (result,), _ = run_process(cases("bsa@triton", ["forward"]), tmp_path)
     assert result.status is Status.VERIFIED_ONLY
@@ -142,6 +145,7 @@ def in_process(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_an_engine_of_a_third_party_is_measured_like_our_own(in_process):
     results = in_process(cases("full@exact"))
     assert [r.status for r in results] == [Status.OK] * 3
@@ -149,6 +153,7 @@ def test_an_engine_of_a_third_party_is_measured_like_our_own(in_process):
     assert results[0].work.flops_executed == results[0].work.flops_nominal
 
 
+@pytest.mark.slow
 def test_what_the_first_call_compiles_is_in_the_first_call_and_in_no_sample(in_process):
     forward, both = in_process(cases("full@compiling", ["forward", "forward+backward"]))
     assert forward.timing.first_call_s > 0.3
@@ -166,6 +171,7 @@ def test_a_wrong_output_is_recorded_with_its_error_and_never_timed(in_process):
         assert "above its budget" in result.reason
 
 
+@pytest.mark.slow
 def test_a_wrong_gradient_condemns_the_passes_that_have_it_and_not_the_forward(in_process):
     forward, backward, both = in_process(cases("full@wrong-grad"))
     assert forward.status is Status.OK
@@ -177,6 +183,7 @@ def test_a_wrong_gradient_condemns_the_passes_that_have_it_and_not_the_forward(i
         assert result.timing is None
 
 
+@pytest.mark.slow
 def test_an_operator_that_goes_wrong_while_it_is_timed_is_wrong(in_process):
     (result,) = in_process(cases("full@late", ["forward"]), profile="report")
     assert result.status is Status.OK  # 20 calls are not reached: the control of the next assertion
@@ -190,6 +197,7 @@ def test_an_operator_that_goes_wrong_while_it_is_timed_is_wrong(in_process):
     assert not result.correctness.passed
 
 
+@pytest.mark.slow
 def test_an_engine_that_remembers_its_result_is_found_out_after_timing(in_process):
     (result,) = in_process(cases("full@cached", ["forward"]), profile="report")
     assert result.status is Status.WRONG
@@ -229,6 +237,7 @@ def test_an_input_that_does_not_fit_is_a_crash_with_the_inputs_own_words(in_proc
     assert not result.reason.startswith("InputError")
 
 
+@pytest.mark.slow
 def test_a_failure_in_one_pass_spares_the_others(in_process, monkeypatch):
     from bsa_bench.measure import passes
 
@@ -259,6 +268,7 @@ def test_what_counts_as_out_of_memory(error, is_oom):
     assert worker._is_out_of_memory(error, torch) is is_oom
 
 
+@pytest.mark.slow
 def test_the_process_is_pinned_to_as_many_cores_as_threads_and_no_more_than_there_are():
     code = (
         "import os; from bsa_bench.worker import _set_up_cpu; print(_set_up_cpu({}), "

@@ -39,6 +39,7 @@ def only_output(exact):
     return {"o": exact["o"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [FP64, FP32, BF16])
 @pytest.mark.parametrize("engine", TRAINED)
 @pytest.mark.parametrize("grid", GRIDS)
@@ -159,6 +160,7 @@ def test_keys_and_values_of_blocks_nobody_chose_get_exact_zeros():
         assert (results[name][:, :, others] != 0).any()
 
 
+@pytest.mark.slow
 def test_the_backward_holds_the_selection_constant():
     # Near the inputs nothing is selected differently, so that finite differences see the same plan.
     grid = (2, 3, 4)

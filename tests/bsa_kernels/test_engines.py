@@ -83,12 +83,14 @@ def test_the_softmax_scale_is_the_callers(engine, scale):
     assert_close(run(engine, inputs, plan, scale=scale), exact, error_budgets(inputs, plan, exact, scale=scale))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["reference", "gather", "triton", "flex"])
 def test_the_same_plan_gives_the_same_output_on_every_engine(engine):
     inputs, plan = hard_case()
     assert_close_to_reference(engine, inputs, plan, backward=engine != "flex" or HAS_FLEX_BACKWARD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["reference", "gather", "triton"])
 def test_the_same_plan_gives_the_same_output_on_every_engine_in_half_precision(engine):
     inputs, plan = hard_case(FP16)
@@ -109,14 +111,17 @@ def test_large_inputs_stay_inside_the_budget(engine, dtype, scale):
     assert_close_to_reference(engine, qkv((4, 7, 8), 64, dtype, scale=scale, seed=scale), plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "dtype"),
     [("reference", FP32), ("reference", BF16), ("gather", FP32), ("gather", BF16), ("flex", FP32)],
 )
 def test_a_block_nobody_chose_has_exact_zero_gradients_and_an_empty_list_gives_exact_zeros(engine, dtype, monkeypatch):
     inputs, plan = hard_case(dtype)
-    poison_empty(monkeypatch)
     backward = engine != "flex" or HAS_FLEX_BACKWARD
+    if engine == "flex":
+        run(engine, inputs, plan, backward=backward)  # torch compiles it now, and wants its own `empty` for that
+    poison_empty(monkeypatch)
     result = run(engine, inputs, plan, backward=backward)
     grid = plan.q_grid
     tiles = {name: grid.permute(x).unflatten(2, (grid.num_blocks, -1)) for name, x in result.items()}
@@ -139,6 +144,7 @@ def test_gradients_of_pruned_queries_are_exact_zeros(engine, monkeypatch):
     assert (dq[kept] != 0).any(-1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["reference", "gather"])
 def test_gradients_pass_gradcheck_with_the_plan_held_fixed(engine):
     inputs, plan = case((3, 2, 3), (2, 2, 2), (1, 2, 3), dtype=FP64, head_dim=2, heads=1)
@@ -231,6 +237,7 @@ def test_flex_on_a_cpu_needs_a_compiler(monkeypatch):
     assert "needs a C++ compiler; install g++" in flex.unsupported(torch.device("cpu"), FP32, 64, backward=False)
 
 
+@pytest.mark.slow
 def test_flex_compiles_more_shapes_than_torch_allows_by_default():
     # The first shape is that of other tests, which costs nothing where they ran before. On a GPU the sides of a tile
     # are those of the blocks, and must be powers of two.

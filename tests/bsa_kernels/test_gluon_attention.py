@@ -61,6 +61,7 @@ def assert_forward_agrees(inputs, plan, **options):
     return assert_close_to_reference("gluon", inputs, plan, backward=False, **options)["o"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize(
     ("grid", "density"), [((8, 8, 8), 0.3), ((5, 7, 9), 0.4), ((4, 4, 4), 1.0), ((3, 2, 21), 0.5), ((9, 4, 4), 0.1)]
@@ -72,6 +73,7 @@ def test_output_and_gradients_agree_with_the_reference(grid, density, head_dim, 
     assert simulated.programs == group_count(plan.q_grid, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize(
     ("block", "query_block", "keep", "group"),
@@ -94,6 +96,7 @@ def test_blocks_of_other_sides_agree(block, query_block, keep, group, head_dim):
     assert_forward_agrees(inputs, plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_tiled", [False, True])
 @pytest.mark.parametrize("grid", [(8, 8, 4), (6, 7, 5)])
 def test_tile_major_tokens_agree(grid, is_tiled):
@@ -115,6 +118,7 @@ def test_dead_and_popular_blocks_and_empty_lists_agree(zero_fill, monkeypatch):
     assert (o[:, 1] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sees",
     [
@@ -133,6 +137,7 @@ def test_lists_of_any_likeness_agree(sees):
     assert_forward_agrees(inputs_of(grid.grid, heads=1), hand_plan(grid, grid, mask))
 
 
+@pytest.mark.slow
 @given(
     grid=st.tuples(*[st.integers(1, 9)] * 3),
     density=st.floats(0, 1),
@@ -148,6 +153,7 @@ def test_any_lists_on_any_grid_agree_under_any_schedule(grid, density, keep, see
         assert_forward_agrees(inputs_of(grid, seed=seed), plan)
 
 
+@pytest.mark.slow
 def test_the_schedule_changes_no_bit(monkeypatch):
     grid = (8, 8, 12)
     inputs = inputs_of(grid, heads=1)
@@ -175,6 +181,7 @@ def test_equal_scores_give_the_mean_of_what_is_seen():
     assert torch.allclose(o, inputs.v.mean(2, keepdim=True).expand_as(o), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_strided_misaligned_and_batched_inputs_agree(simulated):
     grid = BlockGrid((4, 6, 8), ONE)
     inputs = inputs_of(grid.grid, batch=2, heads=3)
@@ -192,6 +199,7 @@ def test_strided_misaligned_and_batched_inputs_agree(simulated):
     assert simulated.programs == 3 * (2 * 3)  # three calls; a launch for each of 2 entries: 3 heads, one group
 
 
+@pytest.mark.slow
 def test_the_whole_operator_agrees_with_the_engine_triton():
     grid = (5, 6, 8)
     inputs = inputs_of(grid)
@@ -271,6 +279,7 @@ WAIT_FOR_OUTPUT = "acc, weights, new_weights = warpgroup_mma_wait(0, deps=[acc, 
 IN, RUN = " " * 12, " " * 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [

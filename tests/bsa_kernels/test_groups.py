@@ -145,6 +145,7 @@ def test_equal_ways_take_the_first():
     assert choose_groups(bits * 0, grid, 4)[0, 0].tolist() == ways((2, 2, 2), 4)[0]
 
 
+@pytest.mark.slow
 @given(
     blocks=st.tuples(*[st.integers(1, 5)] * 3),
     size=st.sampled_from([1, 2, 4]),

@@ -77,6 +77,7 @@ def members_of(num_q, size, seed=0):
     return padded.view(-1, size).sort(1, descending=True).values.int().to(DEVICE)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 20), st.integers(1, 140)),
@@ -96,6 +97,7 @@ def test_kernels_and_twins_give_the_lists_of_the_definition(shape, size, density
     assert made.num_full.flatten().tolist() == [num for _, num in expected]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 140), st.integers(1, 40)),
@@ -149,6 +151,7 @@ def test_disjoint_and_identical_lists_of_a_pair():
     assert eta == pytest.approx([0.5, 1, 140 / (2 * 70 + 2 * 35)])
 
 
+@pytest.mark.slow
 def test_dead_rows_dead_columns_and_a_column_that_all_see():
     mask = some_mask(2, 3, 20, 75)
     mask[:, 0, 7] = False
@@ -170,6 +173,7 @@ def test_dead_rows_dead_columns_and_a_column_that_all_see():
     assert made.counts[:, :, 33].tolist() == [[20, 0, 20]] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_kv", "num_q"), [(700, 3), (3, 700)])
 def test_long_lists_are_made_in_steps(num_q, num_kv):
     mask = some_mask(1, 1, num_q, num_kv, density=0.5)
@@ -179,6 +183,7 @@ def test_long_lists_are_made_in_steps(num_q, num_kv):
     assert_same(make_inverse(bits, num_kv), make_inverse_reference(bits, num_kv))
 
 
+@pytest.mark.slow
 def test_two_runs_write_the_same_and_every_item():
     bits = pack_bits(some_mask(1, 2, 35, 70, density=0.5))
     origins, is_full = tables(70)
@@ -192,6 +197,7 @@ def test_two_runs_write_the_same_and_every_item():
         assert_same(first, second)
 
 
+@pytest.mark.slow
 def test_lists_need_not_be_made_of_contiguous_bits():
     bits = pack_bits(some_mask(2, 2, 20, 90)).transpose(0, 1)
     origins, is_full = tables(90)

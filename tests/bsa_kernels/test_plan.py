@@ -119,6 +119,7 @@ def test_flex_block_mask_lists_the_same_blocks_and_keeps_full_ones_apart(grid, q
     assert torch.equal(flex.kv_num_blocks, (plan.block_mask & ~is_full).sum(-1).int())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(("grid", "q_block", "kv_block"), SHAPES)
 def test_uncompiled_flex_attention_gives_masked_attention_under_the_converted_plan(grid, q_block, kv_block):

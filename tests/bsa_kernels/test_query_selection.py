@@ -49,6 +49,7 @@ def test_every_rule_fill_and_keep_ratio_equals_the_naive_loops(rule, fill):
             )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     grid=st.tuples(*[st.integers(1, 6)] * 3),

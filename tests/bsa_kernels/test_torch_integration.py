@@ -76,6 +76,7 @@ def watch(monkeypatch, module, name):
 # Compilers
 
 
+@pytest.mark.slow
 def test_compile_traces_the_whole_operator_and_gives_the_same(eager):
     inputs, expected = eager
     torch._dynamo.reset()
@@ -90,6 +91,7 @@ def test_compile_takes_lists_whose_size_it_cannot_know(eager, monkeypatch):
     assert_equal(results(torch.compile(attend, fullgraph=True, backend="aot_eager"), inputs), expected)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_around_the_operator_gives_the_same():
     class Layer(torch.nn.Module):
         def __init__(self):
@@ -145,6 +147,7 @@ def test_the_operator_of_permutation_keeps_torch_s_rules(to_tiles):
     torch.library.opcheck(grid._permute, (x, [*made.grid, *made.block], to_tiles))
 
 
+@pytest.mark.slow
 def test_the_operator_of_tables_keeps_torch_s_rules(monkeypatch):
     _, tables = operator_case()
     reserve = lists._reserve
@@ -167,11 +170,13 @@ def test_the_operator_of_selection_keeps_torch_s_rules(options):
     torch.library.opcheck(selection_ops._select, (inputs.q.detach(), inputs.k.detach(), wanted.code, 0.25, False))
 
 
+@pytest.mark.slow
 def test_the_operator_of_attention_keeps_torch_s_rules():
     inputs, tables = operator_case()
     torch.library.opcheck(ops._attend, (inputs.q, inputs.k, inputs.v, tables.tensors, tables.code, 0.25))
 
 
+@pytest.mark.slow
 def test_the_operator_of_the_backward_keeps_torch_s_rules():
     inputs, tables = operator_case()
     q, k, v = (x.detach() for x in (inputs.q, inputs.k, inputs.v))
@@ -212,6 +217,7 @@ def test_what_crosses_an_operator_comes_out_as_it_went_in():
 # Autocast
 
 
+@pytest.mark.slow
 def test_autocast_converts_first_and_gradients_come_back_in_the_inputs_format():
     inputs = inputs_of()
     expected = results(attend, inputs.to(FP16))
@@ -243,6 +249,7 @@ def test_autocast_leaves_doubles_alone():
 # Training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpointing_gives_the_same_gradients(use_reentrant, eager):
     inputs, expected = eager
@@ -280,6 +287,7 @@ def test_two_backwards_through_one_output_give_the_same():
 # A table of one's own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [1, 2])
 def test_the_table_that_the_environment_names_is_launched(group, tmp_path, monkeypatch):
     inputs = inputs_of(FP16)

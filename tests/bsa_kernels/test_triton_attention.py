@@ -74,6 +74,7 @@ def by_block(plan, result):
     return {name: plan.q_grid.permute(x).unflatten(2, (plan.q_grid.num_blocks, -1)) for name, x in result.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keys", "dtype"), [(32, FP32), (64, FP16)])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_agrees_on_lists_of_all_kinds(form, keys, dtype, monkeypatch):
@@ -90,6 +91,7 @@ def test_every_form_agrees_on_lists_of_all_kinds(form, keys, dtype, monkeypatch)
         assert (blocks[name][:, :, 5] != 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", ["split", "fused"])
 @pytest.mark.parametrize(
     ("keep", "rows", "pack", "keys", "dtype"),
@@ -134,6 +136,7 @@ def test_the_softmax_scale_is_the_callers(scale, form, backward):
     assert (result["dq"] == 0).all() == (scale == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["pair", "quad", "pair of whole blocks"])
 def test_disjoint_equal_and_nested_lists_of_a_group_agree(form):
     grid = BlockGrid((8, 4, 12), ONE)  # 2 x 1 x 3 blocks: pairs (0, 3), (1, 4), (2, 5)
@@ -144,6 +147,7 @@ def test_disjoint_equal_and_nested_lists_of_a_group_agree(form):
     assert_tiles_close(qkv(grid.grid, 16, heads=1), plan, tiles_of(form))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain", "quad", "transposed"])
 def test_equal_scores_give_the_mean_of_the_listed_values(form):
     plan = hard_plan(FORMS[form][0])
@@ -158,6 +162,7 @@ def test_equal_scores_give_the_mean_of_the_listed_values(form):
     torch.testing.assert_close(result["o"], mean[:, :, block], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "backward"), [("plain", "fused"), ("pair of whole blocks", "split")])
 @pytest.mark.parametrize("grid", [(8, 4, 4), (5, 6, 4)])
 def test_all_rows_and_all_blocks_equal_dense_attention(grid, form, backward):
@@ -173,6 +178,7 @@ def test_all_rows_and_all_blocks_equal_dense_attention(grid, form, backward):
     assert_inside(error_budgets(inputs, plan, dense), run_tiles(inputs, plan, tiles_of(form, backward)), dense, form)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "block", "keep", "rows", "keys", "group", "backward", "has_full"),
     [
@@ -193,6 +199,7 @@ def test_blocks_of_other_shapes_agree(grid, block, keep, rows, keys, group, back
     assert_tiles_close(qkv(grid, 16, FP16, heads=1), plan, tiles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [1, 2, 4])
 def test_query_blocks_may_be_larger_than_kv_blocks(group):
     q_grid, kv_grid = BlockGrid((5, 4, 9), (4, 4, 8)), BlockGrid((5, 4, 9), ONE)
@@ -201,6 +208,7 @@ def test_query_blocks_may_be_larger_than_kv_blocks(group):
     assert_tiles_close(qkv((5, 4, 9), 16, heads=1), plan, tiles)
 
 
+@pytest.mark.slow
 @TWO
 def test_zero_fill_gives_zeros(form, backward, monkeypatch):
     grid = BlockGrid((4, 6, 5), ONE)
@@ -212,6 +220,7 @@ def test_zero_fill_gives_zeros(form, backward, monkeypatch):
     assert (result["o"][~is_zero] != 0).any(-1).all()
 
 
+@pytest.mark.slow
 @TWO
 @pytest.mark.parametrize("grid", [(5, 4, 6), (8, 4, 4)])
 def test_natural_and_tile_major_order_give_the_same_bits(grid, form, backward, monkeypatch):
@@ -223,6 +232,7 @@ def test_natural_and_tile_major_order_give_the_same_bits(grid, form, backward, m
         assert torch.equal(result, natural[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "backward"), [("plain", "fused"), ("pair", "split")])
 def test_tile_major_padding_is_not_read_and_gets_zeros(form, backward, monkeypatch):
     plan = plan_on((5, 4, 6), ONE, keep=FORMS[form][0], heads=1)
@@ -242,6 +252,7 @@ def test_tile_major_padding_is_not_read_and_gets_zeros(form, backward, monkeypat
         assert torch.equal(grid.restore(result), expected[name]), name
 
 
+@pytest.mark.slow
 @TWO
 def test_inputs_and_gradients_may_have_any_strides(form, backward):
     plan = plan_on((5, 4, 6), ONE)
@@ -261,6 +272,7 @@ def test_inputs_and_gradients_may_have_any_strides(form, backward):
         assert torch.equal(result, expected[name]), name
 
 
+@pytest.mark.slow
 def test_a_gradient_without_memory_of_its_own_is_taken():
     plan = plan_on((4, 4, 5), ONE)
     inputs = qkv((4, 4, 5), 16)
@@ -271,6 +283,7 @@ def test_a_gradient_without_memory_of_its_own_is_taken():
         assert torch.equal(result, expected[name]), name
 
 
+@pytest.mark.slow
 @TWO
 def test_batches_and_heads_may_be_put_in_any_order(form, backward):
     grid = BlockGrid((5, 4, 4), ONE)
@@ -288,12 +301,14 @@ def test_batches_and_heads_may_be_put_in_any_order(form, backward):
         assert torch.equal(result, moved(expected[name])), name
 
 
+@pytest.mark.slow
 def test_two_runs_of_the_split_form_give_the_same_bits():
     plan = plan_on((5, 4, 6), ONE)
     first, second = (run_tiles(qkv((5, 4, 6), 16, FP16), plan, tiles_of("pair", pack=2)) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain", "pair"])
 def test_offsets_in_64_bits_give_the_same(form, monkeypatch):
     plan = plan_on((5, 4, 8), ONE, keep=FORMS[form][0], heads=1)
@@ -338,6 +353,7 @@ def test_the_sum_of_a_block_s_gradients_is_preserved_by_its_kept_rows(keep, monk
         assert (x[~is_row] == 0).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.tuples(*[st.integers(1, 6)] * 3),

@@ -37,6 +37,7 @@ def plan_of(inputs, grid, **options):
     return plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "block", "density", "dtype"),
     [
@@ -54,6 +55,7 @@ def test_output_and_gradients_agree_with_the_reference(grid, block, density, dty
     assert_close_to_reference("triton", inputs, plan_of(inputs, grid, block=block, kv_density=density))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head_dim", "dtype"), [(8, FP16), (8, FP32), (64, FP32), (80, FP32), (128, FP32), (160, FP16), (160, FP32)]
 )
@@ -62,12 +64,14 @@ def test_any_head_size_agrees(head_dim, dtype):
     assert_close_to_reference("triton", inputs, plan_of(inputs, (4, 4, 7), kv_density=0.7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [FP16, FP32])
 def test_large_inputs_and_another_scale_agree(dtype):
     inputs = qkv((4, 5, 8), 64, dtype, scale=16, heads=1)
     assert_close_to_reference("triton", inputs, plan_of(inputs, (4, 5, 8), kv_density=0.5), scale=-0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "query_block", "keep"),
     [((4, 4, 4), (4, 4, 8), 0.5), ((4, 4, 4), (4, 8, 8), 1.0), ((4, 8, 8), (2, 4, 4), 1.0)],
@@ -87,6 +91,7 @@ def test_every_query_rule_agrees(query_rule):
     assert_close_to_reference("triton", inputs, plan)
 
 
+@pytest.mark.slow
 def test_a_batch_of_heads_with_lists_of_very_different_lengths_agrees():
     grid = BlockGrid((4, 5, 12), (4, 4, 4))
     mask = random_mask(grid, grid, 0.2, batch=2, heads=2)
@@ -96,6 +101,7 @@ def test_a_batch_of_heads_with_lists_of_very_different_lengths_agrees():
     assert_close_to_reference("triton", inputs, hand_plan(grid, grid, mask))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [FP16, FP32])
 def test_dead_and_popular_blocks_and_empty_lists_agree(dtype, monkeypatch):
     grid = BlockGrid((4, 6, 12), (4, 4, 4))
@@ -128,6 +134,7 @@ def test_padding_has_no_weight_where_all_real_scores_are_far_below_zero(dtype):
     assert_close_to_reference("triton", away, plan_of(away, grid, kv_density=1), scale=0.25)
 
 
+@pytest.mark.slow
 def test_gradients_of_tile_major_padding_are_exact_zeros(monkeypatch):
     grid = (3, 5, 6)
     inputs = qkv(grid, 16)
@@ -142,6 +149,7 @@ def test_gradients_of_tile_major_padding_are_exact_zeros(monkeypatch):
         assert (x[:, :, ~is_padding] != 0).any()
 
 
+@pytest.mark.slow
 def test_gradients_of_pruned_queries_are_exact_zeros(monkeypatch):
     grid = (5, 3, 6)
     inputs = qkv(grid, 16)
@@ -153,6 +161,7 @@ def test_gradients_of_pruned_queries_are_exact_zeros(monkeypatch):
     assert (dq[kept] != 0).any(-1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "dtype"), [((5, 4, 9), FP16), ((5, 6, 4), FP32), ((1, 4, 4), FP32), ((4, 4, 4), FP32), ((4, 4, 4), FP16)]
 )
@@ -169,6 +178,7 @@ def test_all_rows_and_all_blocks_equal_dense_attention(grid, dtype, monkeypatch)
         assert max_error(result, dense[name]) <= budgets[name], name
 
 
+@pytest.mark.slow
 def test_a_tensor_without_gradient_changes_no_other_s():
     inputs = qkv((4, 4, 5), 16)
     plan = plan_of(inputs, (4, 4, 5))

@@ -129,6 +129,7 @@ def test_any_head_size_equals_the_twin(head_dim):
     assert_selects_queries_like_the_twin(q, grid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [FP16, FP32])
 def test_tile_major_and_strided_queries_and_keys_are_read_where_they_lie(dtype):
     grid = BlockGrid((3, 4, 6), BLOCK)
@@ -153,6 +154,7 @@ def test_tile_major_and_strided_queries_and_keys_are_read_where_they_lie(dtype):
         assert float((pooled - mean).abs().max()) <= grid.block_size * EPS * float(x.abs().max())
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     grid=st.tuples(*[st.integers(1, 5)] * 3),
@@ -181,6 +183,7 @@ def test_equal_zero_and_repeated_rows_equal_the_twin(dtype):
     assert_selects_queries_like_the_twin(q, grid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1e-8, 1e8])
 def test_the_size_of_the_inputs_changes_no_choice(factor):
     grid = BlockGrid((4, 4, 26), BLOCK)
@@ -213,6 +216,7 @@ def test_tables_stay_valid_where_inputs_are_not_finite(dtype, value):
     assert (plan.kv_counts >= 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_kv", "head_dim", "offset"),
     [(1, 16, 3.0), (5, 16, 0.0), (150, 24, 0.0), (150, 24, 3.0), (150, 24, 1000.0), (70, 128, 1000.0)],
