@@ -137,8 +137,12 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
 
 
 def _best(rows: Sequence[Row], labels: Labels) -> list[str]:
-    """The largest speed-up of a sparse row, in words; of undisturbed ones where there are any."""
-    ratios = [(row.speedup.value, -i, row, row.dense) for i, row in enumerate(rows) if row.speedup and not row.is_dense]
+    """The largest speed-up of a row that approximates dense attention; of undisturbed ones where there are any."""
+    ratios = [
+        (row.speedup.value, -i, row, row.dense)
+        for i, row in enumerate(rows)
+        if row.speedup and not row.is_dense and row.result.case.claims.approximates_dense
+    ]
     found = [r for r in ratios if r[3] and not r[2].is_disturbed and not r[3].is_disturbed] or ratios
     if not found:
         return []
