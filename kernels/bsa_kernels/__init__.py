@@ -5,8 +5,9 @@ Needs torch; triton only when the engine `triton` is used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bsa_kernels.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bsa_kernels.api import block_sparse_attention, bsa_attention, make_bsa_plan, tile_permute, tile_restore
@@ -30,24 +31,13 @@ __all__ = [
     "tile_restore",
 ]
 
-# Where each name is; loaded on first use, so that the arithmetic of a method needs no torch.
-_HOMES = {
-    "block_sparse_attention": "bsa_kernels.api",
-    "bsa_attention": "bsa_kernels.api",
-    "make_bsa_plan": "bsa_kernels.api",
-    "tile_permute": "bsa_kernels.api",
-    "tile_restore": "bsa_kernels.api",
-    "BlockGrid": "bsa_kernels.grid",
-    "BlockPlan": "bsa_kernels.plan",
-    "full_plan": "bsa_kernels.plan",
-    "CAUSAL": "bsa_kernels.rules",
-    "ElementRule": "bsa_kernels.rules",
-    "FULL": "bsa_kernels.rules",
-    "merge_streams": "bsa_kernels.streams",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "api": ("block_sparse_attention", "bsa_attention", "make_bsa_plan", "tile_permute", "tile_restore"),
+        "grid": ("BlockGrid",),
+        "plan": ("BlockPlan", "full_plan"),
+        "rules": ("CAUSAL", "ElementRule", "FULL"),
+        "streams": ("merge_streams",),
+    },
+)

@@ -7,8 +7,9 @@ steps are ours.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bsa_kernels.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bsa_kernels.methods.bitstopper.counters import Counters
@@ -24,17 +25,12 @@ __all__ = [
     "simulate",
 ]
 
-# Where each name is; loaded on first use, so that the arithmetic of a method needs no torch.
-_HOMES = {
-    "Counters": "bsa_kernels.methods.bitstopper.counters",
-    "Mode": "bsa_kernels.methods.bitstopper.options",
-    "quantisation_step": "bsa_kernels.methods.bitstopper.options",
-    "reference": "bsa_kernels.methods.bitstopper.oracle",
-    "simulate": "bsa_kernels.methods.bitstopper.simulation",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "counters": ("Counters",),
+        "options": ("Mode", "quantisation_step"),
+        "oracle": ("reference",),
+        "simulation": ("simulate",),
+    },
+)

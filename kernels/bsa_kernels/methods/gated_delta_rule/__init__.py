@@ -10,8 +10,9 @@ of decay and correction is that of flash-linear-attention's reference.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bsa_kernels.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bsa_kernels.methods.gated_delta_rule.chunks import chunked
@@ -39,22 +40,19 @@ __all__ = [
     "reference",
 ]
 
-# Where each name is; loaded on first use, so that the arithmetic of a method needs no torch.
-_HOMES = {
-    "chunked": "bsa_kernels.methods.gated_delta_rule.chunks",
-    "fla": "bsa_kernels.methods.gated_delta_rule.fla_adaptor",
-    "fla_unsupported": "bsa_kernels.methods.gated_delta_rule.fla_adaptor",
-    "Flop": "bsa_kernels.methods.gated_delta_rule.flop",
-    "chunked_backward_flop": "bsa_kernels.methods.gated_delta_rule.flop",
-    "chunked_forward_flop": "bsa_kernels.methods.gated_delta_rule.flop",
-    "nominal_backward_flop": "bsa_kernels.methods.gated_delta_rule.flop",
-    "nominal_forward_flop": "bsa_kernels.methods.gated_delta_rule.flop",
-    "recurrence": "bsa_kernels.methods.gated_delta_rule.naive",
-    "reference": "bsa_kernels.methods.gated_delta_rule.oracle",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "chunks": ("chunked",),
+        "fla_adaptor": ("fla", "fla_unsupported"),
+        "flop": (
+            "Flop",
+            "chunked_backward_flop",
+            "chunked_forward_flop",
+            "nominal_backward_flop",
+            "nominal_forward_flop",
+        ),
+        "naive": ("recurrence",),
+        "oracle": ("reference",),
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bsa_kernels.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bsa_kernels.methods.moba.cost import expected, selection_flop
@@ -18,18 +19,10 @@ __all__ = [
     "selection_flop",
 ]
 
-# Where each name is; loaded on first use, so that the arithmetic of a method needs no torch.
-_HOMES = {
-    "expected": "bsa_kernels.methods.moba.cost",
-    "selection_flop": "bsa_kernels.methods.moba.cost",
-    "build_plan": "bsa_kernels.methods.moba.selection",
-    "grids": "bsa_kernels.methods.moba.selection",
-    "score": "bsa_kernels.methods.moba.selection",
-    "select": "bsa_kernels.methods.moba.selection",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "cost": ("expected", "selection_flop"),
+        "selection": ("build_plan", "grids", "score", "select"),
+    },
+)

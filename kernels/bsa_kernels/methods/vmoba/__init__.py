@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bsa_kernels.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bsa_kernels.methods.vmoba.cost import SCOPES, Scope, SelectMode, expected, layer_block, selection_flop
@@ -24,24 +25,10 @@ __all__ = [
     "selection_flop",
 ]
 
-# Where each name is; loaded on first use, so that the arithmetic of a method needs no torch.
-_HOMES = {
-    "SCOPES": "bsa_kernels.methods.vmoba.cost",
-    "Scope": "bsa_kernels.methods.vmoba.cost",
-    "SelectMode": "bsa_kernels.methods.vmoba.cost",
-    "expected": "bsa_kernels.methods.vmoba.cost",
-    "layer_block": "bsa_kernels.methods.vmoba.cost",
-    "selection_flop": "bsa_kernels.methods.vmoba.cost",
-    "build_plan": "bsa_kernels.methods.vmoba.selection",
-    "grids": "bsa_kernels.methods.vmoba.selection",
-    "score": "bsa_kernels.methods.vmoba.selection",
-    "select": "bsa_kernels.methods.vmoba.selection",
-    "select_threshold": "bsa_kernels.methods.vmoba.selection",
-    "select_topk": "bsa_kernels.methods.vmoba.selection",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "cost": ("SCOPES", "Scope", "SelectMode", "expected", "layer_block", "selection_flop"),
+        "selection": ("build_plan", "grids", "score", "select", "select_threshold", "select_topk"),
+    },
+)
