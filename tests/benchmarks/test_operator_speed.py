@@ -21,6 +21,7 @@ def test_dense_sdpa_forward(benchmark, qkv):
     assert out.isfinite().all()
 
 
+@pytest.mark.slow
 def test_bsa_gather_forward_with_selection(benchmark, qkv):
     out = benchmark(bsa_attention, *qkv, grid=GRID, engine="gather")
     assert out.isfinite().all()

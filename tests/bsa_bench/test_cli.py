@@ -285,6 +285,7 @@ def test_a_comma_or_a_quote_in_a_videos_name_is_part_of_it(bench, scripted):
         assert err.endswith(f"no such file: {Path(name).absolute()}\n")
 
 
+@pytest.mark.slow
 def test_latest_is_the_run_written_last_and_passes_over_one_that_never_began(bench, scripted):
     scripted()
     for name in ("one", "two"):

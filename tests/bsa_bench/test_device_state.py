@@ -56,6 +56,7 @@ def poll(uuid, seconds):
     return [json.loads(line) for line in [first, *rest.splitlines()]]
 
 
+@pytest.mark.slow
 def test_the_poller_prints_a_line_about_every_tenth_of_a_second_until_its_stdin_closes(fake_card):
     lines = poll("GPU-abc", 0.45)
     assert 3 <= len(lines) <= 7
@@ -110,6 +111,7 @@ def test_the_first_reading_is_there_before_the_work_begins(fake_card):
         assert os.fstat(watch._lines.fileno()).st_size > 0
 
 
+@pytest.mark.slow
 def test_a_poller_that_hangs_is_ended_and_what_it_said_is_kept(monkeypatch, fake_card, tmp_path):
     pynvml = tmp_path / "pynvml.py"
     pynvml.write_text(pynvml.read_text().replace("return 350_000", "return 350_000 if next(hang) < 2 else stop()"))

@@ -53,6 +53,7 @@ def timed(which, implementation="bsa@gather"):
     ), timer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", PASSES)
 def test_warm_up_samples_are_not_among_the_samples_which_stay_in_order(which):
     timing, _ = timed(which)

@@ -98,6 +98,7 @@ def test_a_simulation_is_verified_and_counted():
     assert not one.claims.trains
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["vsa@gather", "moba@gather", "gated-delta-rule@chunked", "vsa@triton"])
 def test_gradients_taken_stage_by_stage_equal_those_of_the_whole(implementation):
     dtype = "float32" if implementation.endswith("triton") else "float64"

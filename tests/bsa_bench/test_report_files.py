@@ -87,6 +87,7 @@ def test_an_interpolated_break_even_length_says_so_and_an_early_one_too(quick):
     assert "already faster at the shortest measured length, 1,024 tokens" in body
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_break_even_beyond_the_measured_range_is_said(tmp_path):
     results = []
@@ -111,6 +112,7 @@ def test_rows_without_a_figure_are_listed_by_status_and_reason(quick):
     assert "not reached" in body
 
 
+@pytest.mark.slow
 def test_what_is_counted_has_counters_and_no_latency(quick):
     body = section(quick[1], "Counters")
     assert "- bsa@reference at 16,384 tokens: planes per pair 4.25" in body

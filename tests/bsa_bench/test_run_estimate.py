@@ -105,6 +105,7 @@ def test_a_priority_of_implementations_comes_before_what_tells_most():
     assert [row.case.implementation for row in rows[:2]] == ["bsa@flex", "bsa@flex"]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from(["full@a", "bsa@b", "vsa@c"]), st.integers(8, 99)), max_size=12))
 def test_ordering_loses_and_repeats_nothing(picks):
     groups = group_cases([c for name, tokens in picks for c in three_passes(name, tokens)])

@@ -105,6 +105,7 @@ def test_a_large_worker_killed_from_outside_ran_out_of_memory(bench):
     assert "most likely as the machine ran out of memory" in read_run(bench.results / "r").results[0].reason
 
 
+@pytest.mark.slow
 def test_a_hang_ends_by_the_time_limit_with_all_its_children_and_the_others_go_on(bench):
     cases = three_passes()
     outcome = bench.run(cases, {cases[1]: "hang"}, case_limit_s=1.0)
@@ -113,11 +114,13 @@ def test_a_hang_ends_by_the_time_limit_with_all_its_children_and_the_others_go_o
     assert all(is_gone(pid) for pid in bench.pids)
 
 
+@pytest.mark.slow
 def test_the_time_limit_starts_anew_at_each_result(bench):
     cases = three_passes()
     assert bench.run(cases, dict.fromkeys(cases, "slow:0.7"), case_limit_s=1.5).counts == {Status.OK: 3}
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_leave_after_its_last_result_is_ended_and_its_result_counts(bench):
     assert bench.run([case()], {case(): "linger"}, case_limit_s=0.7).counts == {Status.OK: 1}
 
@@ -190,6 +193,7 @@ def test_resume_with_another_profile_is_refused(bench):
         bench.run([case()], resume=True, profile="report")
 
 
+@pytest.mark.slow
 def test_the_budget_stops_a_running_worker_and_lists_what_is_left(bench):
     cases = [case(tokens=n) for n in (256, 512, 1024)]
     started = time.monotonic()

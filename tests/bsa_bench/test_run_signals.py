@@ -57,6 +57,7 @@ def test_an_interrupt_ends_the_worker_keeps_what_is_measured_and_says_how_to_res
     assert results[3].reason == f"stopped by {name} before its turn"
 
 
+@pytest.mark.slow
 def test_a_run_killed_with_sigkill_resumes_without_repeating(bench):
     process = start(bench)
     process.kill()
@@ -73,6 +74,7 @@ def test_a_run_killed_with_sigkill_resumes_without_repeating(bench):
     assert [r.seq for r in read_run(path).results] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_worker_dies_with_its_scheduler(bench, monkeypatch, tmp_path):
     worker = tmp_path / "worker.py"
     worker.write_text(

@@ -46,6 +46,7 @@ def test_it_loads_with_its_cases_and_its_hashes(folder):
     assert {r.case.label for r in run.results if r.case.options} == {"d0.1-k0.5"}
 
 
+@pytest.mark.slow
 def test_its_options_are_columns_and_its_speed_ups_are_those_of_its_report(folder, tmp_path):
     frame = load_frame(folder)
     assert frame["is_correct"].sum() == NUM_OK

@@ -105,6 +105,7 @@ def test_a_kernel_of_ones_own(static):
     assert len(re.findall(r"^dense-", out, re.MULTILINE)) == 1
 
 
+@pytest.mark.slow
 def test_explain_shows_the_main_loop_by_line_and_sass_its_instructions(static):
     code, out, err = static("explain", DENSE, "--config", EXAMPLE, "--arch", "sm_90")
     assert (code, err) == (0, "")

@@ -146,6 +146,7 @@ def test_a_default_of_a_constant_counts_and_wrappers_of_a_kernel_do_not(failures
     assert [identity["constants"] for identity in identities] == [{"SIZE": "128"}, {"SIZE": "128"}]
 
 
+@pytest.mark.slow
 def test_a_compilation_without_end_is_ended(monkeypatch, tmp_path):
     (tmp_path / "sleeps.py").write_text(HEAD + "time.sleep(60)\n")
     monkeypatch.setattr(compiling, "LIMIT_S", 2.0)

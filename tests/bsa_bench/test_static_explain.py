@@ -176,6 +176,7 @@ def test_fewer_buffers_than_asked_for_name_the_tiles(analysis):
     ]
 
 
+@pytest.mark.slow
 def test_tensor_instructions_that_are_not_the_architectures_best_name_rows_and_lines(analysis, compiled):
     slow = tuple(
         replace(each, tensor_class="mma.sync", shape="m16n8k16", lines=(SourceLine("k.py", 3),))

@@ -287,6 +287,7 @@ def test_the_examples_of_the_guide_load(load, device_kind):
     assert claimed.paper.speedup == 6.05
 
 
+@pytest.mark.slow
 def test_a_big_suite_is_read_quickly(load):
     start = time.process_time()
     cases = load(

@@ -106,6 +106,7 @@ def test_wrong_and_dying_tiles_are_told_and_not_chosen(request_for, capsys):
     assert entry.tile.num_stages == 2
 
 
+@pytest.mark.slow
 def test_a_tile_that_hangs_costs_no_more_than_the_budget(request_for, capsys):
     request = request_for({str(n): "hang" for n in (1, 2, 3)}, budget="2s")
     start = time.monotonic()
@@ -115,6 +116,7 @@ def test_a_tile_that_hangs_costs_no_more_than_the_budget(request_for, capsys):
     assert not request.out.exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_what_is_known(request_for, capsys):
     request = request_for({"3": "hang"})
     alarm = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))

@@ -89,6 +89,7 @@ def test_a_correct_operator_passes_forward_and_backward(implementation, dtype, m
     assert (found.rows == 315) == (max_scores == 1 << 24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("factor", [4, 16])
 def test_a_correct_operator_passes_at_the_size_of_real_activations(dtype, factor):

@@ -219,6 +219,7 @@ def test_memory_that_cannot_be_had_is_out_of_memory(in_process):
     assert "Traceback" in result.traceback
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_not_the_one_asked_for_fell_back_and_is_not_timed(in_process):
     (result,) = in_process(cases("full@fallback", ["forward"]))
     assert result.status is Status.FELL_BACK

@@ -87,6 +87,7 @@ def test_gather_chooses_by_the_shapes_of_blocks():
     assert not any((goes_by_key(1, 15), goes_by_key(8, 127), goes_by_key(9, 256), goes_by_key(32, 64)))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @drawn(
     grid=SIDES,

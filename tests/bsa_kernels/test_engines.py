@@ -247,6 +247,7 @@ def test_flex_compiles_more_shapes_than_torch_allows_by_default():
             assert_close_to_reference("flex", inputs, plan, backward=HAS_FLEX_BACKWARD)
 
 
+@pytest.mark.slow
 def test_flex_raises_where_torch_would_run_it_uncompiled(monkeypatch):
     run("flex", *hard_case(), backward=False)
     monkeypatch.setattr(flex, "_MAX_SHAPES", 1)

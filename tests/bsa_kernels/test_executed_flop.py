@@ -88,6 +88,7 @@ def told(engine, plan, head_dim, dtype):
     return {which: engine.executed_flop(plan, head_dim, which, dtype=dtype) for which in PASSES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keep", "tiles"),
     [
@@ -118,6 +119,7 @@ def test_triton_pads_head_sizes_off_powers_of_two(head_dim, products):
     assert found["forward"] % (4 * padded(head_dim)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "kv_block", "keys"), [((3, 3, 3), (3, 3, 3), 32), ((4, 4, 8), ONE, 64), (ONE, (4, 4, 8), 32)]
 )
@@ -127,6 +129,7 @@ def test_triton_pads_blocks_of_other_sizes(block, kv_block, keys, products):
     assert executed(engine, qkv((4, 5, 9), 16, heads=1), plan, products) == told(engine, plan, 16, FP32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiles", [make_tiles(16, keys=16, group=2, pack=2), make_tiles(16, keys=16, backward="fused")])
 def test_triton_executes_what_it_says_under_a_rule_and_with_a_prefix(tiles, products):
     grid = BlockGrid((2, 4, 6), (1, 4, 3))
@@ -137,6 +140,7 @@ def test_triton_executes_what_it_says_under_a_rule_and_with_a_prefix(tiles, prod
     assert executed(triton_engine(tiles), inputs, plan, products) == told(triton_engine(tiles), plan, 16, FP32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [FP16, FP32])
 def test_triton_executes_what_it_says_with_the_tiles_of_its_table(dtype, products):
     inputs = qkv((4, 4, 9), 64, dtype)
@@ -158,6 +162,7 @@ def test_a_deterministic_backward_is_counted_as_the_split_form(products):
     assert split["forward"] == fused["forward"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("query_block", "keep", "group"), [(ONE, 0.5, 4), (ONE, 1.0, 2), ((4, 4, 8), 1.0, 1)])
 def test_gluon_executes_what_it_says(query_block, keep, group, products, monkeypatch):
     kernel = SimulatedKernel(gluon_attend, gluon_attend.attend_kernel)

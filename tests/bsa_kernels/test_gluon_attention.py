@@ -239,6 +239,7 @@ def test_a_reason_with_a_remedy_stands_for_what_it_cannot_run(monkeypatch):
     assert "needs compute capability 9.0, this GPU has 10.0; use the engine triton" in reason(capability=(10, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "query_block", "message"),
     [

@@ -178,6 +178,7 @@ def test_no_state_given_is_a_state_of_zeros(form):
     torch.testing.assert_close(got, FORMS[form](*tensors, scale=SCALE, initial_state=state * 0))
 
 
+@pytest.mark.slow
 def test_autograd_and_finite_differences_agree():
     given = case(9, key_dim=3, value_dim=2, heads=1)
     leaves = [x.requires_grad_() for x in given.tensors]

@@ -152,6 +152,7 @@ def test_gather_under_a_rule_keeps_half_precision(dtype):
     assert (out.double() - oracle(made, x)[0]).abs().max() < 0.03
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @drawn(
     grid=SIDES,

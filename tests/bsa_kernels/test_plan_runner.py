@@ -47,6 +47,7 @@ def finite(lse):
     return lse.masked_fill(lse == -torch.inf, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_plan_runs_and_trains(engine, kind):
@@ -67,6 +68,7 @@ def test_flex_runs_a_plan_with_rule_and_prefix_forward():
     assert max_error(out, oracle(plan, x)[0]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_log_sum_exp_of_each_token_comes_with_it_and_is_differentiable(engine, kind):
@@ -86,6 +88,7 @@ def test_the_log_sum_exp_of_each_token_comes_with_it_and_is_differentiable(engin
     assert all(max_error(one, other) < tolerance(engine) for one, other in zip(found, right, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_attention_over_parts_of_the_keys_merges_to_that_over_all(engine):
     every = grid_plan(prefix=5)

@@ -17,6 +17,7 @@ GRIDS = [(5, 7, 9), (1, 4, 4), (4, 4, 4), (3, 5, 2), (5, 6, 13)]
 BLOCKS = [((4, 4, 4), None), ((2, 3, 4), None), ((3, 3, 3), None), ((4, 4, 4), (4, 4, 8))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block", "query_block"), BLOCKS)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_kept_tokens_sources_and_blocks_equal_the_naive_loops(grid, block, query_block):

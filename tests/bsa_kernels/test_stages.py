@@ -34,6 +34,7 @@ def stages_of(engine, select=None, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "names"),
     [
@@ -99,6 +100,7 @@ def test_a_plan_that_an_engine_has_not_is_refused_with_its_reason_in_the_stage_p
     assert caught.value.__notes__ == ["in stage plan"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("engine", ["reference", "gather", "triton"])
 def test_bsa_attention_runs_the_operator_that_a_benchmark_times(engine, tiled, monkeypatch):

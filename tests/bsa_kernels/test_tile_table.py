@@ -201,6 +201,7 @@ def some_tiles(draw):
     return Tiles(*walks, *(tile(pack=draw(packs)) for _ in range(2)), draw(st.sampled_from(["split", "fused"])))
 
 
+@pytest.mark.slow
 @given(some_tiles())
 def test_a_layout_is_decoded_as_it_was_encoded(tiles):
     layout = Layout(BlockGrid((5, 6, 7), (4, 4, 4)), BlockGrid((5, 6, 7), (2, 4, 8)), True, False, tiles)

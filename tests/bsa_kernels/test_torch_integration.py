@@ -84,6 +84,7 @@ def test_compile_traces_the_whole_operator_and_gives_the_same(eager):
     assert_equal(results(compiled, inputs), expected)
 
 
+@pytest.mark.slow
 def test_compile_takes_lists_whose_size_it_cannot_know(eager, monkeypatch):
     inputs, expected = eager
     monkeypatch.setattr(lists, "MAX_WORST_CASE", 2)
@@ -161,6 +162,7 @@ def test_the_operator_of_tables_keeps_torch_s_rules(monkeypatch):
     torch.library.opcheck(ops._make_walk, (plan.kept_slots, plan.block_bits, tables.code))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"query_keep": 1}, {"query_rule": "block"}, {"query_keep": 1, "kv_density": 1}]
 )
@@ -260,6 +262,7 @@ def test_activation_checkpointing_gives_the_same_gradients(use_reentrant, eager)
     assert_equal(dict(zip(expected, found, strict=True)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_deterministic", [False, True])
 def test_deterministic_algorithms_take_the_split_form_whatever_the_tiles_say(is_deterministic, monkeypatch):
     inputs = inputs_of()
@@ -277,6 +280,7 @@ def test_deterministic_algorithms_take_the_split_form_whatever_the_tiles_say(is_
         assert_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_two_backwards_through_one_output_give_the_same():
     inputs = inputs_of()
     out = attend(inputs.q, inputs.k, inputs.v)

@@ -66,24 +66,28 @@ def assert_right(made, tiles, *, is_tiled=False, lse=False):
         assert max_error(one, other) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("tiles", FORMS.values(), ids=FORMS)
 def test_every_form_gives_the_output_and_gradients_of_the_definition(tiles, kind):
     assert_right(made_plan(GRID, KEYS, density=0.5, keep=0.5, **kind), tiles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [KINDS["band"], KINDS["later keys with prefix"]], ids=["band", "prefix"])
 @pytest.mark.parametrize("form", ["pair", "fused"])
 def test_tile_major_tensors_have_the_positions_of_natural_order(form, kind):
     assert_right(made_plan(GRID, KEYS, density=0.5, keep=0.5, **kind), FORMS[form], is_tiled=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [KINDS["causal"], KINDS["empty rows"]], ids=["causal", "empty rows"])
 @pytest.mark.parametrize("form", ["pair", "fused"])
 def test_the_log_sum_exp_and_gradients_through_it_are_those_of_the_definition(form, kind):
     assert_right(made_plan(GRID, KEYS, density=0.5, keep=0.5, **kind), FORMS[form], lse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain", "quad", "fused"])
 @pytest.mark.parametrize(
     ("q_grid", "kv_grid"),
@@ -97,6 +101,7 @@ def test_query_blocks_below_a_tile_are_padded(form, q_grid, kv_grid):
     assert_right(made_plan(q_grid, kv_grid, rule=CAUSAL, keep=1, density=0.6), FORMS[form])
 
 
+@pytest.mark.slow
 def test_keys_of_another_grid_with_a_prefix_are_walked_forward_and_backward():
     other = BlockGrid((1, 5, 3), (1, 4, 4))
     for form in ("pair", "fused, packed quad"):
@@ -142,6 +147,7 @@ def test_blocks_that_the_rule_does_not_cut_are_walked_without_a_mask(group):
     assert 0 < tables.num_full.sum() < tables.counts.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_lists_with_a_part_by_query_block_are_those_of_the_twin_in_torch(size):
     grid = BlockGrid((3, 5, 5), (1, 1, 1))
