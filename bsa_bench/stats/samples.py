@@ -1,4 +1,4 @@
-"""Statistics of the samples of one process. Those over processes belong to the gate and will stand beside these."""
+"""Statistics of the samples of one process."""
 
 from __future__ import annotations
 
