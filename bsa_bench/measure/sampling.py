@@ -45,6 +45,17 @@ PROTOCOLS: dict[str, Protocol] = {
         window_s=0.05,
         settle_within=0.05,
     ),
+    # In the gate a process samples in turn with that of the other side, which ends the sampling.
+    "gate": Protocol(
+        warmup_cap_s=0.4,
+        min_samples=3,
+        max_samples=80,
+        seconds=1.0,
+        verify_after=True,
+        settle_windows=3,
+        window_s=0.05,
+        settle_within=0.03,
+    ),
     "report": Protocol(warmup_cap_s=10.0, min_samples=5, max_samples=500, seconds=2.0, verify_after=True),
 }
 

@@ -6,7 +6,7 @@ import torch
 
 from bsa_bench.engines.blocks import FLEX, GATHER, TRITON
 from bsa_bench.engines.dense import FLASH_ATTN, SDPA_CUDNN, SDPA_EFFICIENT, SDPA_FLASH, SDPA_MATH, XFORMERS
-from bsa_bench.worker import _profiled_names
+from bsa_bench.prepare import profiled_names
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SCALE = 0.3
@@ -46,7 +46,7 @@ def test_triton_in_its_interpreter_follows_the_definition():
 @pytest.mark.parametrize("engine", [SDPA_MATH, SDPA_FLASH], ids=lambda e: e.name)
 def test_the_operators_of_a_profiled_call_name_the_backend_that_ran(engine):
     q, k, v = tensors(dtype=torch.float32)
-    ops, kernels = _profiled_names(lambda: engine.dense(q, k, v, scale=SCALE), cuda=False)
+    ops, kernels = profiled_names(lambda: engine.dense(q, k, v, scale=SCALE), cuda=False)
     assert ops & set(engine.expected_ops)
     other = SDPA_FLASH if engine is SDPA_MATH else SDPA_MATH
     assert not ops & set(other.expected_ops)

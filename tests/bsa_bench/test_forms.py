@@ -17,7 +17,7 @@ from bsa_bench.run.estimate import ENGINE_COST, OTHER_ENGINE, DeviceModel, engin
 from bsa_bench.suite import override
 from bsa_bench.suite.load import load_suite
 from bsa_bench.verify import verify_case
-from bsa_bench.worker import _GroupRun
+from bsa_bench.prepare import failure
 from bsa_bench.workload import Workload
 from bsa_kernels.block_sparse.tile_table import tiles_for
 
@@ -102,7 +102,7 @@ def test_a_form_without_a_tile_for_so_many_rows_is_unsupported_and_says_so(form,
 def test_a_case_that_only_its_own_sizes_rule_out_is_recorded_as_unsupported():
     with pytest.raises(UnsupportedError) as caught:
         operator("bsa@triton:quad", query_keep=1.0)[1].forward(inputs()[0])
-    outcome = _GroupRun._failure(None, caught.value)
+    outcome = failure(caught.value)
     assert outcome["status"] is Status.UNSUPPORTED
     assert outcome["reason"].startswith("groups of 4 blocks with 64 kept rows have 256 rows, expected at most 128")
 

@@ -8,7 +8,7 @@ import pytest
 import third_party
 import torch
 
-from bsa_bench import catalog, worker
+from bsa_bench import catalog, prepare, worker
 from bsa_bench.catalog import make_case
 from bsa_bench.measure.sampling import PROTOCOLS
 from bsa_bench.methods.bsa import BsaOptions
@@ -132,7 +132,7 @@ class Events:
 def in_process(monkeypatch):
     """Run groups in this process, on engines of a third party, without pinning it."""
     monkeypatch.setattr(catalog, "entry_points", third_party.entry_points)
-    monkeypatch.setattr(worker, "_set_up_cpu", lambda _: 1)
+    monkeypatch.setattr(worker, "set_up_cpu", lambda _: 1)
     short = {name: replace(p, warmup_cap_s=0, seconds=0, min_samples=3) for name, p in PROTOCOLS.items()}
     monkeypatch.setattr("bsa_bench.measure.sampling.PROTOCOLS", short)
 
@@ -266,13 +266,13 @@ def test_a_failure_in_one_pass_spares_the_others(in_process, monkeypatch):
     ids=str,
 )
 def test_what_counts_as_out_of_memory(error, is_oom):
-    assert worker._is_out_of_memory(error, torch) is is_oom
+    assert prepare.is_out_of_memory(error) is is_oom
 
 
 @pytest.mark.slow
 def test_the_process_is_pinned_to_as_many_cores_as_threads_and_no_more_than_there_are():
     code = (
-        "import os; from bsa_bench.worker import _set_up_cpu; print(_set_up_cpu({}), "
+        "import os; from bsa_bench.run.cpu import set_up_cpu; print(set_up_cpu({}), "
         "len(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])"
     )
     there = len(os.sched_getaffinity(0))
@@ -311,4 +311,4 @@ def test_gpu_kernels_are_named_without_copies_and_fills(monkeypatch):
             return events
 
     monkeypatch.setattr("torch.profiler.profile", Profiler)
-    assert worker._profiled_names(lambda: None, cuda=True) == ({"aten::mm"}, {"flash_fwd_kernel"})
+    assert prepare.profiled_names(lambda: None, cuda=True) == ({"aten::mm"}, {"flash_fwd_kernel"})

@@ -1,0 +1,166 @@
+"""One side of a pair: prepares cases and samples them when it is told to.
+
+Started by the gate; `bsa_bench.run.pair_job` is the protocol. The benchmark's code is the same for both sides unless
+asked otherwise, the kernels (`bsa_kernels`) are those of the side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
+
+from bsa_bench.prepare import Prepared, correctness_of_pass, failure, prepare, verify_fresh
+from bsa_bench.result import Case, Status
+from bsa_bench.run.cpu import set_up_cpu
+from bsa_bench.run.estimate import is_interpreted
+from bsa_bench.run.job import die_with_parent
+from bsa_bench.run.pair_job import Finish, Prepare, Reply, Request, Sample, SetUp
+from bsa_bench.run.sources import sources_digest
+
+if TYPE_CHECKING:
+    from torch import device as Device  # noqa: N812
+
+    from bsa_bench.measure.timer import Timer
+
+_REQUEST: TypeAdapter[SetUp | Prepare | Sample | Finish] = TypeAdapter(Request)
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    parser = argparse.ArgumentParser(prog="bsa_bench.pair_worker")
+    parser.add_argument("--requests-fd", type=int, required=True)
+    parser.add_argument("--events-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    die_with_parent()
+    for fd in (arguments.requests_fd, arguments.events_fd):
+        os.set_inheritable(fd, False)  # a child of the worker must not keep a pipe open after it
+    side = _Side()
+    with (
+        os.fdopen(arguments.requests_fd, "rb") as requests,
+        os.fdopen(arguments.events_fd, "wb", buffering=0) as events,
+    ):
+        for line in requests:
+            reply = side.answer(_REQUEST.validate_json(line))
+            events.write(reply.model_dump_json().encode() + b"\n")
+
+
+@dataclass
+class _Current:
+    """The case at hand."""
+
+    case: Case
+    prepared: Prepared
+    call: Callable[[], object]
+
+
+class _Side:
+    """What this process has set up."""
+
+    def __init__(self) -> None:
+        self._device: Device | None = None
+        self._timer: Timer | None = None
+        self._current: _Current | None = None
+
+    def answer(self, request: SetUp | Prepare | Sample | Finish) -> Reply:
+        """Do what is asked; what a case raises is a reply like any other."""
+        if isinstance(request, SetUp):
+            return self._set_up(request)
+        if isinstance(request, Sample):
+            return self._sample()
+        try:
+            return self._prepare(request) if isinstance(request, Prepare) else self._finish(request)
+        except Exception as error:  # noqa: BLE001  # the one case boundary
+            self._current = None
+            outcome = failure(error)
+            if trace := outcome.get("traceback"):
+                sys.stderr.write(trace)
+            return Reply(status=outcome["status"], reason=outcome["reason"])
+
+    def _set_up(self, request: SetUp) -> Reply:
+        count = set_up_cpu(request.threads, last=True)
+        import torch
+        import torch._dynamo
+
+        import bsa_kernels
+        from bsa_bench.measure.timer import make_timer
+
+        self._device = torch.device(request.device)
+        if request.device == "cpu":
+            torch.set_num_threads(count)
+        self._timer = make_timer(self._device)
+        folder = Path(bsa_kernels.__file__).parent
+        return Reply(sources=sources_digest(folder), kernels=str(folder))
+
+    def _prepare(self, request: Prepare) -> Reply:
+        from bsa_bench.catalog import load_engine
+        from bsa_bench.measure.passes import pass_call
+        from bsa_bench.measure.sampling import PROTOCOLS, warm_up
+        from bsa_bench.measure.work import work_of
+
+        assert self._device is not None
+        assert self._timer is not None
+        self._current = None
+        case = request.case
+        if self._device.type == "cpu" and is_interpreted(case.engine):
+            os.environ["TRITON_INTERPRET"] = "1"
+        engine = load_engine(case.engine)
+        prepared = prepare(case, engine, [case.passes], self._device, lambda _: None, with_oracle=request.verify)
+        plan_digest = None
+        if prepared.correctness is not None:
+            correctness = correctness_of_pass(prepared.correctness, case)
+            if not correctness.passed:
+                return Reply(status=Status.WRONG, reason=correctness.reason)
+            plan_digest = work_of(case, prepared.method, prepared.options, engine, prepared.state).plan_digest
+        if prepared.fell_back:
+            return Reply(status=Status.FELL_BACK, reason=prepared.fell_back)
+        if not case.claims.timed:
+            return Reply(status=Status.COUNTED, plan_digest=plan_digest)
+        if reason := engine.untimed(self._device):
+            return Reply(status=Status.VERIFIED_ONLY, reason=reason, plan_digest=plan_digest)
+        call, times = pass_call(prepared.subject, case.passes), list[float]()
+
+        def sample() -> float:
+            assert self._timer is not None
+            times.append(self._timer.sample(call))
+            return times[-1]
+
+        warm_up(sample, PROTOCOLS["gate"])
+        self._current = _Current(case, prepared, call)
+        return Reply(seconds=statistics.median(times[len(times) // 2 :]), plan_digest=plan_digest)
+
+    def _sample(self) -> Reply:
+        assert self._current is not None
+        assert self._timer is not None
+        try:
+            return Reply(seconds=self._timer.sample(self._current.call))
+        except Exception as error:  # noqa: BLE001  # the one case boundary
+            outcome = failure(error)
+            return Reply(status=outcome["status"], reason=outcome["reason"])
+
+    def _finish(self, request: Finish) -> Reply:
+        from bsa_bench.measure.memory import measure_memory
+
+        assert self._device is not None
+        current, self._current = self._current, None
+        if current is None:
+            return Reply()
+        peak_bytes = None
+        if request.memory:
+            peak_bytes = measure_memory(current.call, inputs_bytes=0, device=self._device).peak_above_inputs_bytes
+        if request.verify:
+            after = correctness_of_pass(verify_fresh(current.case, current.prepared), current.case)
+            if not after.passed:
+                return Reply(status=Status.WRONG, reason=f"after timing: {after.reason}")
+        return Reply(peak_bytes=peak_bytes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Prepare what a worker measures: inputs, operator, first call, verification, and what really ran.
+
+Shared by the worker of a run and that of a pair.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from bsa_bench.errors import InputError, UnsupportedError
+from bsa_bench.result import Case, Correctness, Status
+from bsa_bench.run.estimate import VERIFIED_SCORES
+
+if TYPE_CHECKING:
+    from torch import device as Device  # noqa: N812
+
+    from bsa_bench.contract import Engine, Method, MethodOptions
+    from bsa_bench.measure.passes import Subject
+    from bsa_bench.result import PassName
+
+
+@dataclass
+class Prepared:
+    """What the cases of a group share.
+
+    Attributes:
+        subject: the operator and its inputs.
+        correctness, state: the verdict of the verification, and what the method kept for counting its work; none and
+            empty where it was not asked for.
+        backend: what really ran.
+        fell_back: why that is not what was asked for, or None.
+        first_call_s: of each pass.
+    """
+
+    method: Method
+    options: MethodOptions
+    subject: Subject
+    correctness: Correctness | None
+    state: dict[str, Any]
+    backend: str | None
+    fell_back: str | None
+    first_call_s: dict[str, float]
+
+
+def prepare(
+    case: Case,
+    engine: Engine,
+    passes: Sequence[PassName],
+    device: Device,
+    tell: Callable[[str], None],
+    *,
+    with_oracle: bool = True,
+) -> Prepared:
+    """Make the inputs and the operator, call it for the first time, verify it, and see what ran.
+
+    Args:
+        case: one of the group.
+        passes: those of the group.
+        tell: told what is being done.
+        with_oracle: verify; without it nothing says that what is timed is right.
+    """
+    from bsa_bench.catalog import build_operator, load_method, options_of
+    from bsa_bench.inputs import draw_tensors, make_qkv, random_like_output
+    from bsa_bench.measure.passes import Subject, time_first_call
+
+    workload, method, options = case.workload, load_method(case.method), options_of(case)
+    tell(f"making inputs ({workload.input.label})")
+    specs = method.tensors(workload, options)
+    qkv = make_qkv(workload, device=device.type).tensors
+    needs_grad = any(which != "forward" for which in passes)
+    subject = Subject(
+        operator=build_operator(case, scale=_scale(case)),
+        tensors=qkv | draw_tensors(workload, specs, device=device.type),
+        trained=(*qkv, *(name for name, spec in specs.items() if spec.trains)),
+        grad=random_like_output(workload, device.type) if needs_grad else None,
+    )
+    first_call_s: dict[str, float] = {}
+    if case.claims.timed and not engine.untimed(device):
+        # Before verification, or that would be the first call.
+        for which in passes:
+            tell(f"{which}: first call")
+            first_call_s[which] = time_first_call(subject, which)
+    correctness: Correctness | None = None
+    state: dict[str, Any] = {}
+    if with_oracle:
+        tell("verifying")
+        correctness, state = _verify(case, method, options, subject, seed=workload.input.seed)
+    backend, fell_back = _resolved_backend(engine, subject)
+    return Prepared(method, options, subject, correctness, state, backend, fell_back, first_call_s)
+
+
+def verify_fresh(case: Case, prepared: Prepared) -> Correctness:
+    """Verify on inputs that the operator has not seen: shifted by a token, so that a remembered result is found out."""
+    subject = prepared.subject
+    fresh = replace(subject, tensors={name: x.roll(1, 2) for name, x in subject.tensors.items()})
+    seed = case.workload.input.seed + 1
+    return _verify(case, prepared.method, prepared.options, fresh, seed=seed)[0]
+
+
+def correctness_of_pass(correctness: Correctness, case: Case) -> Correctness:
+    """The part of a group's verdict that concerns one pass: a forward is not blamed for its gradients."""
+    from bsa_bench.verify import judged
+
+    return judged(correctness, ["output"]) if case.passes == "forward" else correctness
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """Status, reason and traceback of what preparing or measuring raised."""
+    from bsa_kernels.block_engine import UnsupportedPlanError
+
+    if isinstance(error, (UnsupportedError, UnsupportedPlanError)):
+        return {"status": Status.UNSUPPORTED, "reason": str(error)}
+    text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    # The stage of the operator that it came from.
+    text += "".join(f" ({note})" for note in getattr(error, "__notes__", []))
+    if is_out_of_memory(error):
+        return {"status": Status.OOM, "reason": text, "traceback": traceback.format_exc()}
+    reason = str(error) if isinstance(error, InputError) else text
+    return {"status": Status.CRASHED, "reason": reason, "traceback": traceback.format_exc()}
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, by whichever words torch has for it."""
+    import torch
+
+    text = str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text.lower())
+    )
+
+
+def _verify(
+    case: Case, method: Method, options: MethodOptions, subject: Subject, *, seed: int
+) -> tuple[Correctness, dict[str, Any]]:
+    from bsa_bench.verify import verify_case
+
+    return verify_case(
+        case,
+        method,
+        subject.operator,
+        subject.tensors,
+        subject.grad,
+        options=options,
+        scale=_scale(case),
+        seed=seed,
+        max_scores=VERIFIED_SCORES["cuda" if subject.tensors["q"].is_cuda else "cpu"],
+    )
+
+
+def _resolved_backend(engine: Engine, subject: Subject) -> tuple[str | None, str | None]:
+    """Names of what ran in one profiled call, and why that is not what was asked for."""
+    expected = engine.expected_ops
+    ops, kernels = profiled_names(lambda: subject.operator.forward(subject.tensors), cuda=subject.tensors["q"].is_cuda)
+    attention = sorted(op for op in ops if op.startswith("aten::_scaled_dot_product"))
+    backend = ", ".join([*attention, *sorted(kernels)][:12]) or None
+    if expected and not ops & set(expected):
+        return backend, f"expected one of {', '.join(expected)} in a profiled call, found {attention or 'none'}"
+    return backend, None
+
+
+def profiled_names(call: Callable[[], object], *, cuda: bool) -> tuple[set[str], set[str]]:
+    """Names of the torch operators and of the GPU kernels of one call."""
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]  # public, but missing from __all__
+
+    if cuda:
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            call()
+        events = profiler.events() or []
+    else:
+        # What the above is made of; it alone does not load torch's compiler, which takes 2 s.
+        from torch.autograd.profiler import profile as profile_cpu
+
+        with profile_cpu(use_kineto=True) as recorder:
+            call()
+        events = recorder.function_events or []
+    kernels = {e.name for e in events if e.device_type == DeviceType.CUDA and not e.name.startswith(("Mem", "mem"))}
+    return {e.name for e in events if e.device_type == DeviceType.CPU}, kernels
+
+
+def _scale(case: Case) -> float:
+    return case.workload.head_dim**-0.5
