@@ -7,6 +7,7 @@ and `reason` says why: never 0, -1 or infinity.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -79,6 +80,37 @@ STATUS_MEANING: dict[Status, str] = {
     Status.CRASHED: "the worker process died or raised",
     Status.NOT_MEASURED: "not reached: interrupted or out of budget; --resume goes on",
 }
+
+WORST_FIRST = (
+    Status.WRONG,
+    Status.FELL_BACK,
+    Status.CRASHED,
+    Status.TIMEOUT,
+    Status.OOM,
+    Status.SKIPPED_OOM,
+    Status.UNSUPPORTED,
+    Status.VERIFIED_ONLY,
+    Status.COUNTED,
+    Status.OK,
+    Status.NOT_MEASURED,
+)
+"""Of the statuses of a case's processes the first of these is the case's own: one that was not reached says nothing of
+the others, and no process that was right makes up for one that was wrong."""
+
+
+def worst_status(statuses: Iterable[Status]) -> Status | None:
+    """The status of a case by those of its processes; null where it has none."""
+    return min(statuses, key=WORST_FIRST.index, default=None)
+
+
+def missing_processes(known: Mapping[int, Status], num_processes: int) -> list[int]:
+    """Which processes of a case are yet to be measured, by the statuses of those that were.
+
+    None as soon as one of them ended otherwise than OK: another process would not mend that.
+    """
+    if any(status.is_final and status is not Status.OK for status in known.values()):
+        return []
+    return [index for index in range(num_processes) if not known.get(index, Status.NOT_MEASURED).is_final]
 
 
 class PaperClaim(Line):
@@ -291,7 +323,10 @@ class Correctness(Line):
 
 
 class Result(Line):
-    """What became of one case. One that contradicts itself is refused."""
+    """What became of one case in one process. One that contradicts itself is refused.
+
+    A case that is measured in several processes has a result of each, which `process_index` counts from 0.
+    """
 
     schema_version: Literal[2] = 2
     kind: Literal["result"] = "result"
@@ -344,7 +379,11 @@ class Environment(Line):
 
 
 class RunLine(Line):
-    """The start (or a resumption) of a run."""
+    """The start (or a resumption) of a run.
+
+    `num_cases` were asked for, each in `num_processes` processes; `seed` is of the order in which they ran, null where
+    that was the order given.
+    """
 
     schema_version: Literal[2] = 2
     kind: Literal["run"] = "run"
@@ -356,4 +395,6 @@ class RunLine(Line):
     command: list[str]
     environment: Environment
     num_cases: NonNegativeInt
+    num_processes: PositiveInt = 1
+    seed: NonNegativeInt | None = None
     unavailable: dict[str, str] = {}

@@ -24,6 +24,22 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def parse_share(text: str) -> float:
+    """Turn `5%` or `0.05` into 0.05.
+
+    Raises:
+        UsageError: anything else, or nothing above zero.
+    """
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and 0 < value < 10):
+        raise UsageError(f"share: got {text!r}, expected a number above zero such as 5% or 0.05")
+    return value
+
+
 def format_seconds(seconds: float | None) -> str:
     """Three significant digits with the unit that fits: `812 us`, `5.20 ms`, `1.93 s`, `3 min 20 s`."""
     if seconds is None or math.isnan(seconds):

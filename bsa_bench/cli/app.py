@@ -8,10 +8,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from bsa_bench.cli.gate_app import add_gate_verbs
 from bsa_bench.cli.static_app import static_app
 from bsa_bench.errors import EXIT_CODES
+from bsa_bench.exports import FORMATS, FormatName
 
 _CODES = "\n\n".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
+_FORMATS = "; ".join(f"{name}: {each.about}" for name, each in FORMATS.items()) + "."
 
 app = typer.Typer(
     name="bsa-bench",
@@ -93,6 +96,15 @@ def run(
     profile: Annotated[
         Literal["quick", "report"] | None, typer.Option(help="How long to look at each case; default: the suite's.")
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Measure each case in N processes; default: the suite's, else 1, of report 5."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Of the order in which several processes run; default: 0.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, pinned; default: all usable cores.")] = None,
     budget: Annotated[
         str | None,
@@ -128,6 +140,8 @@ def run(
             overrides=[*(overrides or []), *([_video_setting(video)] if video else [])],
             device=None if device == "auto" else device,
             profile=profile,
+            processes=processes,
+            seed=seed,
             threads=threads,
             budget=budget,
             time_limit=time_limit,
@@ -225,13 +239,17 @@ def limits(
 @app.command()
 def export(
     run: RunArgument = "latest",
-    to: Annotated[Literal["csv", "parquet"], typer.Option(help="Format.")] = "csv",
+    to: Annotated[FormatName, typer.Option(help=_FORMATS)] = "csv",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Where to write; default: RUN.csv or RUN.parquet.")
+        Path | None,
+        typer.Option("--out", metavar="PATH", help="Where to write, of asv a folder; default: RUN.csv and so on."),
     ] = None,
     results: ResultsRoot = RESULTS,
 ) -> None:
-    """Export a run as one flat table."""
+    """Export a run, as one flat table or for another tool (docs/exports.md)."""
     from bsa_bench.cli.commands import export as command
 
     command(run, results, to, out)
+
+
+add_gate_verbs(app)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from bsa_bench.catalog import FORMED, implementations, is_dense
 from bsa_bench.engines.forms import FORMS
 from bsa_bench.errors import EXIT_NOTHING_MEASURED, EXIT_OK, InputError, StoreError, UsageError
+from bsa_bench.exports import FORMATS, FormatName, export_run
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.probe import Probe, Question, probe
 from bsa_bench.units import format_bytes
@@ -143,14 +144,13 @@ def report(run: str, results: Path, out: Path | None, *, as_json: bool) -> None:
         print(f"report: {files.markdown}")
 
 
-def export(run: str, results: Path, to: Literal["csv", "parquet"], out: Path | None) -> None:
-    """Export a run's table."""
-    from bsa_bench.store import export as export_run
-
+def export(run: str, results: Path, to: FormatName, out: Path | None) -> None:
+    """Export a run; what is left out is said on stderr, by status."""
     folder = find_run(run, results)
-    target = out or Path(f"{folder.name}.{to}")
-    export_run(folder, to=to, out=target)
-    print(target)
+    exported = export_run(folder, to=to, out=out or Path(f"{folder.name}{FORMATS[to].suffix}"))
+    print(exported.target)
+    if exported.note:
+        print(exported.note, file=sys.stderr)
 
 
 def find_run(run: str, results: Path) -> Path:

@@ -16,6 +16,7 @@ from bsa_bench.result import Case, Environment
 from bsa_bench.run import DeviceModel, RunOutcome, RunSettings, execute, make_progress, plan_run
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.probe import probe, question_of
+from bsa_bench.run.rounds import NUM_PROCESSES
 from bsa_bench.store.writer import RunWriter, check_writable, default_run_id, latest_run
 from bsa_bench.suite import Suite, load_suite, override
 from bsa_bench.units import format_bytes, format_flop, format_seconds, parse_duration
@@ -32,6 +33,8 @@ class RunRequest:
     overrides: Sequence[str]
     device: DeviceKind | None
     profile: Literal["quick", "report"] | None
+    processes: int | None
+    seed: int | None
     threads: int | None
     budget: str | None
     time_limit: str | None
@@ -69,12 +72,15 @@ def run_suite(request: RunRequest) -> int:
     cases = suite.cases()
     for workload in {case.workload.digest: case.workload for case in cases}.values():
         _check_workload(workload, suite)
+    profile = request.profile or suite.profile
     settings = RunSettings(
         suite=suite.name,
         suite_title=suite.title,
         command=tuple(_command(sys.argv)),
         device=_device_model(found.environment),
-        profile=request.profile or suite.profile,
+        profile=profile,
+        num_processes=request.processes or suite.num_processes or NUM_PROCESSES[profile],
+        seed=request.seed,
         threads=request.threads,
         case_limit_s=limit_s or suite.limits.time_limit_s,
         budget_s=budget_s or suite.limits.budget_s,
@@ -93,10 +99,10 @@ def run_suite(request: RunRequest) -> int:
             progress.note(f"left out: {dropped}")
         outcome = execute(cases, settings, found.environment, unavailable=unavailable, writer=writer, progress=progress)
         folder = writer.folder
-    return _finish(request, folder, outcome)
+    return _finish(request, folder, outcome, settings.num_processes)
 
 
-def _finish(request: RunRequest, folder: Path, outcome: RunOutcome) -> int:
+def _finish(request: RunRequest, folder: Path, outcome: RunOutcome, num_processes: int) -> int:
     from bsa_bench.report import print_table, write_report
     from bsa_bench.store import read_run
 
@@ -110,6 +116,7 @@ def _finish(request: RunRequest, folder: Path, outcome: RunOutcome) -> int:
                 "results": str(folder),
                 "report": str(written) if written else None,
                 "exit_code": outcome.exit_code,
+                "num_processes": num_processes,
                 "counts": {status.value: count for status, count in outcome.counts.items()},
                 "remaining": [case.case_id for case in outcome.remaining],
                 "messages": outcome.messages,
@@ -170,6 +177,7 @@ def _dry_run(
         cases,
         device=settings.device,
         profile=settings.profile,
+        num_processes=settings.num_processes,
         unavailable=unavailable,
         informative_first=settings.budget_s is not None,
         priority=settings.priority,
@@ -179,6 +187,7 @@ def _dry_run(
         json.dump(
             {
                 "suite": suite.name,
+                "num_processes": settings.num_processes,
                 "seconds": total,
                 "cases": [
                     {
@@ -205,7 +214,8 @@ def _dry_run(
     for dropped in suite.dropped:
         print(f"left out: {dropped}")
     runs = sum(row.runs for row in rows)
-    print(f"{runs} of {len(rows)} cases would run, about {format_seconds(total)} (predicted, not measured)")
+    each = f" in {settings.num_processes} processes each" * (settings.num_processes > 1)
+    print(f"{runs} of {len(rows)} cases would run{each}, about {format_seconds(total)} (predicted, not measured)")
     return EXIT_OK
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -18,24 +16,17 @@ from bsa_bench.cli.static_app import Request
 from bsa_bench.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from bsa_bench.limits.file import read_limits, with_limits
 from bsa_bench.static.analyse import Analysis, analyse, devices_for
-from bsa_bench.static.compile import (
-    Compiled,
-    Failure,
-    Settings,
-    Toolchain,
-    compile_all,
-    default_cache,
-    list_configs,
-)
-from bsa_bench.static.config import ARCH_NAMES, ArchName, KernelConfig, check_kernel, load_configs, pick
+from bsa_bench.static.compile import Compiled, Failure, Settings, Toolchain, compile_all, default_cache
+from bsa_bench.static.config import ARCH_NAMES, ArchName
 from bsa_bench.static.devices import Device, device_for
 from bsa_bench.static.diff import Change, compare
 from bsa_bench.static.document import document
 from bsa_bench.static.explain import explain
 from bsa_bench.static.figures import design_figures
 from bsa_bench.static.measured import Measured, read_measured
+from bsa_bench.static.sides import Choice, configurations, open_side, pick_jobs
 from bsa_bench.static.tables import markdown, print_tables
-from bsa_bench.static.toolchain import revision_sources, triton_toolchain
+from bsa_bench.static.toolchain import triton_toolchain
 from bsa_bench.suite.suggest import did_you_mean
 
 _WIDTH = 200
@@ -49,7 +40,7 @@ def show(request: Request, form: Literal["table", "md", "json"]) -> int:
         0, or `EXIT_SOME_FAILED` where some do not compile.
     """
     settings, devices = _settings(request), _devices(request)
-    analyses = _analyses(request, settings, devices)
+    analyses = _analyses(_choice(request), settings, devices, _measured(request))
     content = document(analyses, settings, devices, design_figures())
     if form == "json":  # also where nothing compiled: it holds each failure with its log
         json.dump(content, sys.stdout, indent=1)
@@ -69,7 +60,7 @@ def explain_one(request: Request, name: str, *, with_sass: bool) -> int:
         0, or `EXIT_SOME_FAILED` where it does not compile.
     """
     settings, devices = _settings(request), _devices(request)
-    analyses = _analyses(replace(request, only=[name]), settings, devices)
+    analyses = _analyses(replace(_choice(request), only=[name]), settings, devices, _measured(request))
     console, code = _console(), _exit_code(analyses)
     for each in analyses:
         if isinstance(each, Failure):
@@ -89,8 +80,8 @@ def diff_two(request: Request, base: str, head: str, *, as_json: bool) -> int:
     devices = _devices(request)
     sides: list[list[Analysis | Failure]] = []
     for side in (base, head):
-        with _side(request, side) as (settings, own):
-            sides.append(_analyses(own, settings, devices))
+        with open_side(side, _choice(request), _settings(request)) as (choice, settings):
+            sides.append(_analyses(choice, settings, devices, _measured(request)))
     changes = compare(*sides)
     if as_json:
         json.dump({"base": base, "head": head, "changes": [c.as_dict() for c in changes]}, sys.stdout, indent=1)
@@ -98,38 +89,6 @@ def diff_two(request: Request, base: str, head: str, *, as_json: bool) -> int:
     else:
         _print_changes(changes, base, head)
     return EXIT_SOME_FAILED if any(change.verdict == "failed" for change in changes) else EXIT_OK
-
-
-@contextlib.contextmanager
-def _side(request: Request, side: str) -> Iterator[tuple[Settings, Request]]:
-    settings = _settings(request)
-    if side == ".":
-        yield settings, request
-    elif side.startswith("triton=="):
-        yield _settings(replace(request, triton=side.removeprefix("triton=="))), request
-    else:
-        with revision_sources(side, Path.cwd()) as folder:
-            toolchain = settings.toolchain
-            paths = (*toolchain.first_paths, folder, folder / "kernels")
-            own = request
-            if request.config is not None:
-                own = replace(own, config=_in_revision(request.config, folder, side))
-            if request.kernel is not None and request.kernel.rpartition(":")[0].endswith(".py"):
-                place, _, name = request.kernel.rpartition(":")
-                own = replace(own, kernel=f"{_in_revision(Path(place), folder, side)}:{name}")
-            yield replace(settings, toolchain=replace(toolchain, label=side, first_paths=paths)), own
-
-
-def _in_revision(path: Path, folder: Path, revision: str) -> Path:
-    """The same file among the sources of a revision."""
-    top = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / ".git").exists()), Path.cwd())
-    absolute = path.resolve()
-    if not absolute.is_relative_to(top):
-        raise UsageError(f"{path}: expected a file of the repository {top}, to find it in revision {revision}")
-    found = folder / absolute.relative_to(top)
-    if not found.is_file():
-        raise UsageError(f"{path}: is not in revision {revision}")
-    return found
 
 
 def _settings(request: Request) -> Settings:
@@ -160,30 +119,24 @@ def _archs(request: Request) -> list[ArchName]:
     return [name for name in ARCH_NAMES if not named or name in named]
 
 
-def _jobs(request: Request, toolchain: Toolchain) -> list[tuple[KernelConfig, ArchName]]:
-    """What is compiled for which architecture; each has its own tiles."""
-    by_arch = _configs(request, toolchain)
-    unique = {config.name: config for configs in by_arch.values() for config in configs}
-    picked = {config.name for config in pick(list(unique.values()), request.only or [])}
-    return [(config, arch) for arch, configs in by_arch.items() for config in configs if config.name in picked]
+def _choice(request: Request) -> Choice:
+    return Choice(
+        only=request.only or (),
+        kernel_set=request.kernel_set,
+        config=request.config,
+        kernel=request.kernel,
+        archs=_archs(request),
+        tokens=request.tokens,
+        heads=request.heads,
+        kv_density=request.kv_density,
+        dtype=request.dtype,
+    )
 
 
-def _configs(request: Request, toolchain: Toolchain) -> dict[ArchName, list[KernelConfig]]:
-    archs = _archs(request)
-    if request.config is not None:
-        return dict.fromkeys(archs, load_configs(request.config, kernel=request.kernel))
-    if request.kernel is not None:
-        try:
-            check_kernel(request.kernel)
-        except ValueError as error:
-            raise UsageError(f"--{error}") from error
-        raise UsageError("--kernel: needs --config FILE.toml with the kernel's signature; docs/static.md shows one")
-    shape = {"tokens": request.tokens, "heads": request.heads, "kv_density": request.kv_density}
-    return list_configs(request.kernel_set, shape, archs, dtype=request.dtype, toolchain=toolchain)
-
-
-def _analyses(request: Request, settings: Settings, devices: Sequence[Device]) -> list[Analysis | Failure]:
-    jobs = _jobs(request, settings.toolchain)
+def _analyses(
+    choice: Choice, settings: Settings, devices: Sequence[Device], measured: Sequence[Measured]
+) -> list[Analysis | Failure]:
+    jobs = pick_jobs(configurations(choice, settings.toolchain), choice.only)
     progress = Progress(
         TextColumn("compiling"),
         BarColumn(),
@@ -199,7 +152,7 @@ def _analyses(request: Request, settings: Settings, devices: Sequence[Device]) -
         def on_done(_: Compiled | Failure) -> None:
             progress.advance(task)
 
-        return analyse(compile_all(jobs, settings, on_done=on_done), devices, _measured(request))
+        return analyse(compile_all(jobs, settings, on_done=on_done), devices, measured)
 
 
 def _measured(request: Request) -> list[Measured]:
@@ -237,7 +190,8 @@ def _print_changes(changes: Sequence[Change], base: str, head: str) -> None:
         if change.reason:
             console.print(f"  {change.reason}", markup=False, highlight=False)
         for figure, (before, after) in change.figures.items():
-            console.print(f"  {figure}: {before} -> {after}", markup=False, highlight=False)
+            values = " -> ".join("none" if value is None else str(value) for value in (before, after))
+            console.print(f"  {figure}: {values}", markup=False, highlight=False)
         if change.opcodes:
             console.print(
                 "  main loop: " + ", ".join(f"{count:+d} {op}" for op, count in change.opcodes.items()),

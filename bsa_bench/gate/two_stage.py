@@ -1,100 +1,47 @@
 """Decide by pairs of processes: a screen of all cases, then an independent confirmation of those that it flagged.
 
-A pair is one fresh process of each side, alive at the same time and sampling in turn; each pair visits the cases in a
-random order. The screen goes on, pair by pair, with the cases that it cannot yet call the same nor flag. What it
-flagged is decided on fresh pairs alone, so that looking at many cases many times raises no false alarm.
+A pair is one fresh process of each side, alive at the same time and sampling in turn; each pair visits in a random
+order the cases that are not decided yet. The screen goes on, pair by pair, with the cases that it can neither call the
+same nor flag. What it flagged is decided on fresh pairs alone, so that looking at many cases many times raises no false
+alarm. Starting processes costs more than visiting a case: confirmations and the screen of other cases share pairs.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
-from typing import Literal, Protocol
+from typing import Protocol
 
+from bsa_bench.gate.judgement import (
+    Evidence,
+    Noise,
+    PairSample,
+    Problem,
+    Stage,
+    judge_confirmed,
+    machine_noise,
+    memory_problem,
+    problem_of,
+    weigh,
+)
+from bsa_bench.gate.policy import Policy
 from bsa_bench.gate.verdict import Check, Pairs, Tier, Verdict
-from bsa_bench.stats.pairs import detectable_effect, lockstep_log_ratio, pooled_sd, summarise_pairs
-from bsa_bench.stats.processes import two_modes
+from bsa_bench.stats.pairs import lockstep_log_ratio
 
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """When a change counts. Limits are relative: 0.02 is 2 %.
-
-    Args:
-        limit: a change below it is none.
-        absolute_s: a change below it is none either, whatever its share.
-        noise_factor: the limit is at least this many standard deviations of a process on this machine.
-        sd: the calibrated standard deviation of a pair's log ratio; without it that of the run's own pairs is used.
-        screen_pairs, max_screen_pairs: pairs before the first decision, and before a case is left ambiguous.
-        confirm_pairs: fresh pairs of a flagged case; 8 is the least with which the test can reach p < .01 if one of
-            them points the other way.
-        significance: one-sided, of the confirmation.
-        clock_spread: how far the sides' clocks may differ.
-        memory_share, memory_bytes: growth of the peak memory that fails, both together.
-    """
-
-    limit: float = 0.02
-    absolute_s: float = 20e-6
-    noise_factor: float = 1.5
-    sd: float | None = None
-    screen_pairs: int = 3
-    max_screen_pairs: int = 10
-    confirm_pairs: int = 8
-    significance: float = 0.01
-    clock_spread: float = 0.03
-    memory_share: float = 0.05
-    memory_bytes: int = 64 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSample:
-    """What one pair of processes measured of one case; the sides sampled in turn.
-
-    Args:
-        base, head: seconds, as many of both, in order.
-        base_clock_hz, head_clock_hz: medians of the device's clock while a side ran; null where nobody can tell.
-        base_peak_bytes, head_peak_bytes: peak memory above the inputs.
-        throttle_ns: growth of the device's throttle counters meanwhile.
-    """
-
-    base: Sequence[float]
-    head: Sequence[float]
-    base_clock_hz: float | None = None
-    head_clock_hz: float | None = None
-    base_peak_bytes: int | None = None
-    head_peak_bytes: int | None = None
-    throttle_ns: int = 0
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a pair has no sample of a case: what it comes to, and the reason in words."""
-
-    verdict: Literal[Verdict.WRONG, Verdict.FAILED, Verdict.INFRA_ERROR, Verdict.NOT_MEASURED]
-    reason: str
+__all__ = ["PairBench", "PairSample", "Policy", "Problem", "decide"]
 
 
 class PairBench(Protocol):
     """Measures a fresh pair of processes."""
 
     def measure(self, names: Sequence[str]) -> Mapping[str, PairSample | Problem]:
-        """Start one process of each side, visit the cases in this order, end both; an entry for each name."""
+        """Start one process of each side, visit the cases in this order, end both; an entry for each name.
 
-
-@dataclass
-class _Case:
-    name: str
-    is_control: bool
-    screen: list[PairSample] = field(default_factory=list)
-    confirm: list[PairSample] = field(default_factory=list)
-    state: Literal["screening", "same", "flagged", "undecided", "ended"] = "screening"
-    check: Check | None = None
-
-    def log_ratios(self, samples: Sequence[PairSample]) -> list[float]:
-        return [lockstep_log_ratio(sample.base, sample.head) for sample in samples]
+        A problem of INFRA_ERROR says that the pair was disturbed: it is dropped, and the case measured again, as often
+        as the policy allows. So is a problem of a case that other pairs did measure, unless its result is wrong or its
+        head fails for the second time. Other problems end the case.
+        """
 
 
 def decide(
@@ -122,21 +69,21 @@ def decide(
 
     Returns:
         A check for each case, in the order of `names` and then `controls`.
+
+    Raises:
+        ValueError: a case is named twice.
     """
-    order = random.Random(seed)
-    cases = {
-        name: _Case(name, is_control) for group, is_control in ((names, False), (controls, True)) for name in group
-    }
-    run = _Run(cases, bench, policy, tier, order, out_of_time, tell)
-    run.screen()
-    run.confirm()
-    checks = [run.check_of(case) for case in cases.values()]
-    moved = [check for check in checks if check.is_control and check.verdict in {Verdict.SLOWER, Verdict.FASTER}]
-    if not moved:
+    cases = [_Case(name, is_control) for group, is_control in ((names, False), (controls, True)) for name in group]
+    if len({case.name for case in cases}) < len(cases):
+        raise ValueError(f"names, controls: expected each case once, got {[*names, *controls]}")
+    checks = _Run(cases, bench, policy, tier, random.Random(seed), tell).run(out_of_time)
+    movements = {Verdict.SLOWER, Verdict.FASTER, Verdict.FAILED}
+    moved = next((check for check in checks if check.is_control and check.verdict in movements), None)
+    if moved is None:
         return checks
     why = (
-        f"{moved[0].name} came out {moved[0].verdict} although nothing of it has changed "
-        f"({_percent(moved[0].pairs)}); the machine is not to be trusted now"
+        f"{moved.name} came out {moved.verdict} although nothing of it has changed ({_what_moved(moved)}); "
+        "the machine is not to be trusted now"
     )
     return [
         check.model_copy(update={"verdict": Verdict.INFRA_ERROR, "reason": why})
@@ -146,219 +93,166 @@ def decide(
     ]
 
 
+@dataclass
+class _Case:
+    """A case on its way: screened, perhaps flagged and confirmed, ended by its check.
+
+    Args:
+        flagged: the direction in which the screen flagged it, 1 slower and -1 faster; 0 while it is screened.
+        dropped: what was wrong with pairs that were measured again.
+    """
+
+    name: str
+    is_control: bool
+    flagged: int = 0
+    samples: dict[Stage, list[PairSample]] = field(default_factory=lambda: {"screen": [], "confirm": []})
+    log_ratios: dict[Stage, list[float]] = field(default_factory=lambda: {"screen": [], "confirm": []})
+    dropped: list[Problem] = field(default_factory=list)
+    check: Check | None = None
+
+    @property
+    def stage(self) -> Stage:
+        return "confirm" if self.flagged else "screen"
+
+    @property
+    def num_pairs(self) -> int:
+        """Of the present stage."""
+        return len(self.samples[self.stage])
+
+    @property
+    def all_samples(self) -> list[PairSample]:
+        return self.samples["screen"] + self.samples["confirm"]
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the head failed in a pair that was dropped."""
+        return any(problem.verdict is Verdict.FAILED for problem in self.dropped)
+
+    def add(self, sample: PairSample) -> None:
+        self.samples[self.stage].append(sample)
+        self.log_ratios[self.stage].append(lockstep_log_ratio(sample.base, sample.head))
+
+
 class _Run:
     def __init__(
         self,
-        cases: dict[str, _Case],
+        cases: Sequence[_Case],
         bench: PairBench,
         policy: Policy,
         tier: Tier,
         order: random.Random,
-        out_of_time: Callable[[], bool],
         tell: Callable[[str], None],
     ) -> None:
         self._cases, self._bench, self._policy, self._tier = cases, bench, policy, tier
-        self._order, self._out_of_time, self._tell = order, out_of_time, tell
-        self._is_late = False
+        self._order, self._tell = order, tell
+        self._noise: Noise | None = None
 
-    def screen(self) -> None:
-        """Pairs of all cases that are not decided yet."""
-        for number in range(1, self._policy.max_screen_pairs + 1):
-            pending = [case for case in self._cases.values() if case.state == "screening"]
-            if not pending or self._late():
-                break
-            self._tell(f"screen, pair {number}: {_num_cases(len(pending))}")
-            self._measure(pending, "screen")
-            if number >= self._policy.screen_pairs:
-                for case in pending:
-                    self._sort(case)
-        for case in self._cases.values():
-            if case.state == "screening":
-                case.state = "undecided"
+    def run(self, out_of_time: Callable[[], bool]) -> list[Check]:
+        """Pairs until every case is decided or the time is over."""
+        number = 0
+        while (pending := [case for case in self._cases if case.check is None]) and not out_of_time():
+            number += 1
+            self._tell(f"pair {number}: {_what_is_left(pending)}")
+            measured = [case for case in self._measure(pending) if case.check is None]
+            self._noise = machine_noise([case.log_ratios["screen"] for case in self._cases], self._policy)
+            for case in measured:
+                if case.flagged:
+                    self._look_at_confirmation(case)
+                else:
+                    self._look_at_screen(case)
+        for case in self._cases:
+            if case.check is None:
+                self._end_late(case)
+        return [case.check for case in self._cases if case.check is not None]
 
-    def confirm(self) -> None:
-        """Fresh pairs of the flagged cases."""
-        for number in range(1, self._policy.confirm_pairs + 1):
-            pending = [case for case in self._cases.values() if case.state == "flagged"]
-            if not pending or self._late():
-                break
-            self._tell(f"confirmation, pair {number} of {self._policy.confirm_pairs}: {_num_cases(len(pending))}")
-            self._measure(pending, "confirm")
-
-    def check_of(self, case: _Case) -> Check:
-        """The verdict of a case."""
-        if case.check is not None:
-            return case.check
-        if not case.screen:
-            return self._check(case, Verdict.NOT_MEASURED, "no time was left for it")
-        is_flagged = case.state == "flagged"
-        if is_flagged and len(case.confirm) < self._policy.confirm_pairs:
-            pairs = self._pairs(case, "screen")
-            why = f"flagged by the screen; no time was left for {self._policy.confirm_pairs} pairs to confirm it"
-            return self._check(case, Verdict.AMBIGUOUS, why, pairs)
-        pairs = self._pairs(case, "confirm" if is_flagged else "screen")
-        if problem := self._memory_problem(case):
-            return self._check(case, Verdict.FAILED, problem, pairs)
-        if not is_flagged:
-            if case.state == "same":
-                return self._check(case, Verdict.SAME, None, pairs)
-            return self._check(case, Verdict.AMBIGUOUS, self._why_ambiguous(case, pairs), pairs)
-        return self._judge_confirmed(case, pairs)
-
-    def _measure(self, pending: Sequence[_Case], stage: Literal["screen", "confirm"]) -> None:
+    def _measure(self, pending: Sequence[_Case]) -> list[_Case]:
+        """Measure a pair; returns the cases that have one pair more."""
         names = [case.name for case in pending]
         self._order.shuffle(names)
-        measured = self._bench.measure(names)
+        answers = self._bench.measure(names)
+        added = []
         for case in pending:
-            outcome = measured.get(case.name) or Problem(Verdict.NOT_MEASURED, "the pair gave no answer for it")
-            if isinstance(outcome, PairSample) and (problem := _problem_of(outcome)):
-                outcome = problem
-            if isinstance(outcome, Problem):
-                case.check, case.state = self._check(case, outcome.verdict, outcome.reason), "ended"
+            outcome = answers.get(case.name, Problem(Verdict.INFRA_ERROR, "the pair gave no answer for it"))
+            if isinstance(outcome, PairSample):
+                outcome = problem_of(outcome) or outcome
+            if isinstance(outcome, PairSample):
+                case.add(outcome)
+                added.append(case)
             else:
-                (case.screen if stage == "screen" else case.confirm).append(outcome)
+                self._take_problem(case, outcome)
+        return added
 
-    def _sort(self, case: _Case) -> None:
-        if case.state != "screening":
+    def _take_problem(self, case: _Case, problem: Problem) -> None:
+        is_known_to_run = problem.verdict is not Verdict.WRONG and case.all_samples
+        is_second_failure = problem.verdict is Verdict.FAILED and case.has_failed
+        if (problem.verdict is not Verdict.INFRA_ERROR and not is_known_to_run) or is_second_failure:
+            self._end(case, problem.verdict, problem.reason)
             return
-        pairs = self._pairs(case, "screen")
-        bound = math.log1p(pairs.limit)
-        if abs(math.log(pairs.ratio)) > bound:
-            case.state = "flagged"
-        elif (
-            pairs.low is not None
-            and pairs.high is not None
-            and -bound <= math.log(pairs.low)
-            and (math.log(pairs.high) <= bound)
-        ):
-            case.state = "same"
+        self._tell(f"{case.name}: pair dropped: {problem.reason}")
+        case.dropped.append(problem)
+        if len(case.dropped) > self._policy.spare_pairs:
+            times = f"; {len(case.dropped)} pairs were disturbed" if len(case.dropped) > 1 else ""
+            self._end(case, Verdict.INFRA_ERROR, problem.reason + times)
 
-    def _judge_confirmed(self, case: _Case, pairs: Pairs) -> Check:
-        bound, log_ratio = math.log1p(pairs.limit), math.log(pairs.ratio)
-        assert pairs.p is not None
-        is_confirmed = (
-            abs(log_ratio) > bound
-            and pairs.p < self._policy.significance
-            and abs(pairs.head_s - pairs.base_s) > self._policy.absolute_s
-        )
-        if not is_confirmed:
-            is_same = (
-                pairs.low is not None
-                and pairs.high is not None
-                and (-bound <= math.log(pairs.low) and math.log(pairs.high) <= bound)
-            )
-            if is_same or abs(pairs.head_s - pairs.base_s) <= self._policy.absolute_s < abs(log_ratio) * pairs.base_s:
-                return self._check(case, Verdict.SAME, "flagged by the screen, not confirmed on fresh pairs", pairs)
-            return self._check(case, Verdict.AMBIGUOUS, self._why_ambiguous(case, pairs), pairs)
-        if pairs.clock_ratio is not None:
-            if abs(math.log(pairs.clock_ratio)) > math.log1p(self._policy.clock_spread):
-                return self._check(case, Verdict.AMBIGUOUS, "clock: the sides ran at different clocks", pairs)
-            if abs(log_ratio + math.log(pairs.clock_ratio)) <= bound:
-                return self._check(case, Verdict.AMBIGUOUS, "clock: the change is in time, not in cycles", pairs)
-        return self._check(case, Verdict.SLOWER if log_ratio > 0 else Verdict.FASTER, None, pairs)
+    def _look_at_screen(self, case: _Case) -> None:
+        if case.num_pairs < self._policy.screen_pairs:
+            return
+        evidence = self._weigh(case)
+        if evidence.direction:
+            case.flagged = evidence.direction
+        elif evidence.is_same:
+            self._end_measured(case, Verdict.SAME, None, evidence.pairs)
+        elif case.num_pairs >= self._policy.max_screen_pairs:
+            self._end_measured(case, Verdict.AMBIGUOUS, evidence.reason, evidence.pairs)
 
-    def _why_ambiguous(self, case: _Case, pairs: Pairs) -> str:
-        if self._is_late and case.state == "undecided" and len(case.screen) < self._policy.max_screen_pairs:
-            return f"no time was left for more than {len(case.screen)} pairs"
-        if pairs.modes:
-            return "two groups of pairs: the processes of a side are not alike"
-        return f"{len(pairs.log_ratios)} pairs tell no more on this machine"
+    def _look_at_confirmation(self, case: _Case) -> None:
+        if case.num_pairs not in self._policy.looks:
+            return
+        evidence = self._weigh(case)
+        verdict, reason = judge_confirmed(evidence, case.flagged, self._policy)
+        if verdict is not Verdict.AMBIGUOUS or case.num_pairs == self._policy.looks[-1]:
+            self._end_measured(case, verdict, reason, evidence.pairs)
 
-    def _pairs(self, case: _Case, stage: Literal["screen", "confirm"]) -> Pairs:
-        samples = case.screen if stage == "screen" else case.confirm
-        log_ratios = case.log_ratios(samples)
-        sd, freedoms = self._sd(log_ratios, stage)
-        summary = summarise_pairs(log_ratios, sd=sd, num_freedoms=freedoms)
-        limit = self._limit(sd)
-        clocks = [s.head_clock_hz / s.base_clock_hz for s in samples if s.head_clock_hz and s.base_clock_hz]
-        is_known = math.isfinite(summary.sd)
-        return Pairs(
-            stage=stage,
-            log_ratios=tuple(log_ratios),
-            ratio=summary.ratio,
-            low=math.exp(summary.low) if math.isfinite(summary.low) else None,
-            high=math.exp(summary.high) if math.isfinite(summary.high) else None,
-            p=min(summary.p_slower, summary.p_faster) if stage == "confirm" else None,
-            limit=limit,
-            detectable=math.expm1(
-                detectable_effect(
-                    summary.sd,
-                    self._policy.confirm_pairs,
-                    limit=math.log1p(limit),
-                    significance=self._policy.significance,
-                )
-            )
-            if is_known
-            else None,
-            sd=summary.sd if is_known else None,
-            base_s=median(median(sample.base) for sample in samples),
-            head_s=median(median(sample.head) for sample in samples),
-            clock_ratio=median(clocks) if clocks else None,
-            modes=tuple(math.exp(mode) for mode in _modes(log_ratios)),
-        )
-
-    def _sd(self, own: Sequence[float], stage: Literal["screen", "confirm"]) -> tuple[float | None, int | None]:
-        """Of a pair's log ratio: the calibrated one, else that of all pairs of the run's screen, pooled.
-
-        A case may be noisier than the others: of the confirmation, where it has pairs enough, its own counts if larger.
-        """
-        if self._policy.sd is not None:
-            known: tuple[float, int] | None = (self._policy.sd, 200)
+    def _end_late(self, case: _Case) -> None:
+        if not case.all_samples:
+            self._end(case, Verdict.NOT_MEASURED, "no time was left for it")
+            return
+        if case.flagged and case.num_pairs < self._policy.confirm_pairs:
+            reason = f"flagged by the screen; no time was left for {self._policy.confirm_pairs} pairs to confirm it"
+            pairs = self._weigh(case, "screen").pairs
         else:
-            known = pooled_sd([case.log_ratios(case.screen) for case in self._cases.values()])
-        if known is None:
-            return None, None
-        own_sd = pooled_sd([own])
-        if own_sd is not None and (stage == "confirm" or len(own) >= 6) and own_sd[0] > known[0]:
-            return own_sd
-        return known
+            reason = f"no time was left for more than {case.num_pairs} {'pair' if case.num_pairs == 1 else 'pairs'}"
+            pairs = self._weigh(case).pairs
+        self._end_measured(case, Verdict.AMBIGUOUS, reason, pairs)
 
-    def _limit(self, sd: float | None) -> float:
-        # The spread of one process is that of a pair's ratio over the square root of two.
-        noise = 0.0 if sd is None or not math.isfinite(sd) else self._policy.noise_factor * sd / math.sqrt(2)
-        return max(self._policy.limit, math.expm1(noise))
+    def _weigh(self, case: _Case, stage: Stage | None = None) -> Evidence:
+        stage = stage or case.stage
+        return weigh(case.samples[stage], case.log_ratios[stage], self._noise, self._policy, stage)
 
-    def _memory_problem(self, case: _Case) -> str | None:
-        sides = [
-            [getattr(sample, name) for sample in (*case.screen, *case.confirm) if getattr(sample, name) is not None]
-            for name in ("base_peak_bytes", "head_peak_bytes")
-        ]
-        if not all(sides):
-            return None
-        base, head = (median(side) for side in sides)
-        if head - base > max(self._policy.memory_bytes, self._policy.memory_share * base):
-            return f"peak memory above the inputs grew from {base / 2**20:.0f} to {head / 2**20:.0f} MiB"
-        return None
+    def _end_measured(self, case: _Case, verdict: Verdict, reason: str | None, pairs: Pairs) -> None:
+        if grown := memory_problem(case.all_samples, self._policy):
+            verdict, reason = Verdict.FAILED, f"{grown}; time: {verdict}"
+        elif case.has_failed and verdict in {Verdict.SAME, Verdict.FASTER}:
+            verdict, reason = Verdict.WARNING, f"the head failed in one pair; the other pairs: {verdict}"
+        self._end(case, verdict, reason, pairs)
 
-    def _check(self, case: _Case, verdict: Verdict, reason: str | None, pairs: Pairs | None = None) -> Check:
-        return Check(
-            tier=self._tier, name=case.name, verdict=verdict, reason=reason, pairs=pairs, is_control=case.is_control
+    def _end(self, case: _Case, verdict: Verdict, reason: str | None, pairs: Pairs | None = None) -> None:
+        case.check = Check(
+            tier=self._tier,
+            name=case.name,
+            verdict=verdict,
+            reason=reason,
+            pairs=pairs,
+            detail=tuple(f"pair dropped: {problem.reason}" for problem in case.dropped),
+            is_control=case.is_control,
         )
 
-    def _late(self) -> bool:
-        self._is_late = self._is_late or self._out_of_time()
-        return self._is_late
+
+def _what_is_left(pending: Sequence[_Case]) -> str:
+    flagged = sum(case.flagged != 0 for case in pending)
+    parts = [(len(pending) - flagged, "to screen"), (flagged, "to confirm")]
+    return ", ".join(f"{number} {'case' if number == 1 else 'cases'} {what}" for number, what in parts if number)
 
 
-def _problem_of(sample: PairSample) -> Problem | None:
-    """What makes a pair's sample worthless."""
-    if not sample.base or not sample.head:
-        return Problem(Verdict.NOT_MEASURED, "the pair took no sample")
-    if not all(math.isfinite(time) and time > 0 for time in (*sample.base, *sample.head)):
-        return Problem(Verdict.INFRA_ERROR, "the timer gave a time that is no finite number above zero")
-    if sample.throttle_ns:
-        return Problem(Verdict.INFRA_ERROR, f"the device throttled for {sample.throttle_ns / 1e6:.0f} ms meanwhile")
-    return None
-
-
-def _modes(log_ratios: Sequence[float]) -> tuple[float, ...]:
-    # Of the ratios themselves: a gap of a share of the median needs values that are not around zero.
-    return tuple(math.log(mode) for mode in two_modes([math.exp(ratio) for ratio in log_ratios]))
-
-
-def _num_cases(number: int) -> str:
-    return f"{number} case{'' if number == 1 else 's'}"
-
-
-def _percent(pairs: Pairs | None) -> str:
-    return f"{100 * (pairs.ratio - 1):+.1f} %" if pairs else "no pairs"
+def _what_moved(check: Check) -> str:
+    return f"{100 * (check.pairs.ratio - 1):+.1f} %" if check.pairs else f"{check.reason}"

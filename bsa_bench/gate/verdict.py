@@ -41,6 +41,7 @@ class Verdict(StrEnum):
     WARNING = "WARNING"
     FASTER = "FASTER"
     SAME = "SAME"
+    VERIFIED = "VERIFIED"
     UNCHANGED = "UNCHANGED"
 
     @property
@@ -61,7 +62,7 @@ class Verdict(StrEnum):
     @property
     def is_change(self) -> bool:
         """Whether a reader of a pull request wants to see the row."""
-        return self not in {Verdict.SAME, Verdict.UNCHANGED}
+        return self not in {Verdict.SAME, Verdict.VERIFIED, Verdict.UNCHANGED}
 
 
 VERDICT_MEANING: dict[Verdict, str] = {
@@ -75,6 +76,7 @@ VERDICT_MEANING: dict[Verdict, str] = {
     Verdict.WARNING: "worth a look, within the limits",
     Verdict.FASTER: "faster by more than the limit, confirmed on fresh pairs of processes",
     Verdict.SAME: "measured, and the same within the limit",
+    Verdict.VERIFIED: "correct within its error budget; it has no time here",
     Verdict.UNCHANGED: "the same by construction: nothing that runs has changed",
 }
 
@@ -175,6 +177,11 @@ class TierResult(Line):
         """Whether any check says something of the code."""
         return any(check.verdict.is_measured for check in self.checks)
 
+    @property
+    def measured_share(self) -> float:
+        """How many of the checks say something of the code, of all; 0 without any."""
+        return sum(check.verdict.is_measured for check in self.checks) / max(len(self.checks), 1)
+
     def count(self, verdict: Verdict) -> int:
         """How many checks came to a verdict."""
         return sum(check.verdict is verdict for check in self.checks)
@@ -204,7 +211,11 @@ class GateResult(Line):
 
 
 def exit_code(
-    tiers: Sequence[TierResult], *, require_gpu: bool = False, ambiguous: Literal["ambiguous", "pass", "fail"] = "pass"
+    tiers: Sequence[TierResult],
+    *,
+    require_gpu: bool = False,
+    ambiguous: Literal["ambiguous", "pass", "fail"] = "pass",
+    required_share: float = 0.5,
 ) -> int:
     """The exit code of a gate run; the worst verdict decides, and correctness comes before speed.
 
@@ -212,6 +223,8 @@ def exit_code(
         tiers: those that were asked for.
         require_gpu: a tier 3 that was not measured is then a failure to measure.
         ambiguous: what checks that stay ambiguous come to: a code of their own, 0, or that of a slow-down.
+        required_share: of each tier's checks, how many have to be measured; of a tier 3 that has none, because there is
+            no GPU, `require_gpu` says.
     """
     checks = [check for tier in tiers for check in tier.checks]
     found = {check.verdict for check in checks}
@@ -227,8 +240,10 @@ def exit_code(
         return EXIT_NOTHING_MEASURED
     if require_gpu and not any(tier.tier == 3 and tier.is_measured for tier in tiers):
         return EXIT_NOTHING_MEASURED
-    # A tier that was asked for and measured nothing, for another reason than that there is no GPU.
-    if any(tier.tier != 3 and not tier.is_measured for tier in tiers):
+    if any(
+        (tier.tier != 3 or tier.checks) and (not tier.is_measured or tier.measured_share < required_share)
+        for tier in tiers
+    ):
         return EXIT_NOTHING_MEASURED
     if Verdict.AMBIGUOUS in found and ambiguous != "pass":
         return EXIT_AMBIGUOUS if ambiguous == "ambiguous" else EXIT_SLOWER

@@ -18,13 +18,18 @@ from bsa_bench.store.derive import Row, derive
 from bsa_bench.store.reader import Run, read_run
 
 NOTES = """\
-- **Median**: of the samples of one process; ± is the wider half of the exact order-statistic interval of the median, at
-  95% coverage where the number of samples allows. † fewer samples than that needs, so the interval covers less. ‡ the
-  warm-up did not settle before its cap. § others took the processor meanwhile, so that the time is too long.
+- **Median**: of the medians of the processes that a case was measured in; of one process, of its samples. ± is the
+  wider half of the interval of that median, from order statistics (of 9 processes and more, a bootstrap of processes
+  and samples), at 95% coverage where their number allows, 94% of five. † the interval covers less than 90%. ‡ the
+  warm-up did not settle before its cap. § others took the processor meanwhile, so that the time is too long. ¶ the
+  processes fall into two groups. **CV**: standard deviation over mean, of the samples within a process and of the
+  medians between processes.
+- **One process**: the interval is of the samples within it, and says nothing of how far another process would be off.
 - **Timers**: `host` is `perf_counter` around a synchronised call; `event` is a pair of CUDA events. **Cache**: `cold`
   flushes the L2 by its queried size before each sample; `warm` does nothing. A ratio never mixes two timers or caches.
-- **Speed-up**: median of the fastest correct dense row of the same workload and pass, over the median of the row. Its
-  range divides the far ends of the two intervals, so it is wider than a paired interval would be.
+- **Speed-up**: of the fastest correct dense row of the same workload and pass, over the row. Of several processes: the
+  median of the ratios within rounds (of one process of each), and in brackets the order-statistic interval of that
+  median. Of one process: the ratio of the two medians; its bars in plots divide the far ends of their intervals.
 - **Ideal**: 1 / realised density, the method's work over dense attention's. **Achieved** is speed-up / ideal.
 - **Attend only**, **attend + select**: sums of those phases, timed in a pass of their own; the ratio divides the whole
   of the fastest dense row by them. The headline is the whole operator, selection, permutation and fill included.
@@ -103,7 +108,8 @@ def _shown_path(path: Path) -> str:
 def _summary(run: Run, rows: Sequence[Row]) -> str:
     counts = {status: sum(r.result.status is status for r in rows) for status in Status}
     parts = [f"{count} {status}" for status, count in counts.items() if count]
-    text = f"Run `{run.run_id}` on {run.environment.device_name}: {len(rows)} cases ({', '.join(parts) or 'none'})."
+    text = f"Run `{run.run_id}` on {run.environment.device_name}: {len(rows)} cases ({', '.join(parts) or 'none'})"
+    text += f", to be measured in {run.num_processes} processes each." if run.num_processes > 1 else "."
     if run.num_remaining:
         left = f"{run.num_remaining} of {run.run_lines[-1].num_cases}"
         text += f" **Unfinished**, cases left: {left}; --resume goes on."

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bsa_bench.report.labels import (
+    ONE_PROCESS,
     Labels,
+    bimodal_lines,
     describe_cases,
     faster_words,
+    interval_text,
     join_words,
     latency_text,
     one_line,
     percent,
+    processes_text,
     scientific,
     shape_label,
 )
 from bsa_bench.result import PASSES, Result, Status
-from bsa_bench.store.derive import DISTURBED_SHARE, BreakEven, Row, break_even_densities, break_even_lengths, scope
+from bsa_bench.store.break_even import BreakEven, break_even_densities, break_even_lengths
+from bsa_bench.store.derive import DISTURBED_SHARE, Row, scope
 from bsa_bench.store.reader import Run
 from bsa_bench.units import format_ratio, three_digits
 
@@ -113,7 +118,7 @@ def _fastest(correct: Sequence[Row], labels: Labels) -> list[str]:
             continue
         case = best.result.case
         where = f"{case.passes}, {case.workload.num_tokens:,} tokens ({shape_label(case.workload)})"
-        text = f"{where}: **`{labels.of(case)}`**, {latency_text(best.whole)}"
+        text = f"{where}: **`{labels.of(case)}`**, {latency_text(best.whole)} ({processes_text(best.num_processes)})"
         if best.is_baseline:
             text += "; it is dense, no sparse row beats it" if any(not r.is_dense for r in rows) else "; it is dense"
         elif best.dense:
@@ -133,7 +138,8 @@ def _speedups(correct: Sequence[Row], labels: Labels) -> list[str]:
             case = row.result.case
             text = (
                 f"{case.passes}, {row.num_tokens:,} tokens: `{labels.of(case)}` as a whole operator is "
-                f"**{faster_words(row.speedup.value)}** `{row.dense.result.case.implementation}`"
+                f"**{faster_words(row.speedup.value)}** `{row.dense.result.case.implementation}` "
+                f"{interval_text(row.speedup)}"
             )
             if row.achieved_share is not None and row.density is not None:
                 text += (
@@ -223,14 +229,12 @@ def _failures(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
 
 def _caveats(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     bullets = []
-    restless = [r.result for r in rows if r.is_correct and r.result.timing and not r.result.timing.settled]
+    if any(row.is_correct and row.num_processes == 1 for row in rows):
+        bullets.append(f"{ONE_PROCESS}.")
+    restless = [r.result for r in rows if r.is_correct and not r.is_settled]
     if restless:
         bullets.append(f"The warm-up did not settle before its cap: {describe_cases(restless, labels)}.")
-    throttled = [
-        r.result
-        for r in rows
-        if r.result.timing and r.result.state and any((r.result.state.throttle_ns or {}).values())
-    ]
+    throttled = [r.result for r in rows if r.is_throttled]
     if throttled:
         bullets.append(f"The device throttled while these were timed: {describe_cases(throttled, labels)}.")
     disturbed = [r.result for r in rows if r.is_disturbed]
@@ -238,6 +242,11 @@ def _caveats(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
         bullets.append(
             f"Others, processes or the host, took more than {percent(DISTURBED_SHARE)} of the processor time while "
             f"these were timed, so that their times are too long: {describe_cases(disturbed, labels)}."
+        )
+    if split := bimodal_lines(rows, labels):
+        bullets.append(
+            "The processes of these fall into two groups, so that the median is of one of them or between: "
+            f"{'; '.join(split)}."
         )
     environments = {r.result.env_hash for r in rows}
     if len(environments) > 1:

@@ -7,10 +7,16 @@ from collections.abc import Iterable, Sequence
 
 from bsa_bench.result import Case, Result
 from bsa_bench.stats import Summary
-from bsa_bench.store.derive import Row, density_options
-from bsa_bench.units import format_seconds, three_digits
+from bsa_bench.store.break_even import density_options
+from bsa_bench.store.derive import Ratio, Row
+from bsa_bench.units import format_ratio, format_seconds, three_digits
 from bsa_bench.workload import Workload
 
+ONE_PROCESS = (
+    "One process: the interval is of the samples within it and says nothing of how far another process would be off; "
+    "bsa-bench run --processes 5 measures that"
+)
+"""The footnote of what is marked `one process`."""
 _SHORT = {"kv_density": "kv", "query_keep": "keep", "query_block": "query block"}
 
 
@@ -125,6 +131,40 @@ def latency_text(summary: Summary | None) -> str:
     half = max(summary.median - summary.low, summary.high - summary.median)
     share = f" ± {_two_digits(100 * half / summary.median)}%" if summary.num_samples > 1 and summary.median else ""
     return format_seconds(summary.median) + share
+
+
+def processes_text(number: int) -> str:
+    """`one process`, `5 processes`."""
+    return "one process" if number == 1 else f"{number} processes"
+
+
+def speedup_text(ratio: Ratio | None) -> str:
+    """`8.76x (one process)`, or `8.10x [7.40, 8.90], 5 processes`: only several have an interval that counts."""
+    if ratio is None:
+        return "-"
+    if ratio.num_processes == 1:
+        return f"{format_ratio(ratio.value)} ({processes_text(1)})"
+    interval = f"[{three_digits(ratio.low)}, {three_digits(ratio.high)}]"
+    return f"{format_ratio(ratio.value)} {interval}, {processes_text(ratio.num_processes)}"
+
+
+def interval_text(ratio: Ratio) -> str:
+    """What stands behind `faster_words`: `(one process)`, `(7.40x to 8.90x, 5 processes)`, turned over if slower."""
+    number = processes_text(ratio.num_processes)
+    if ratio.num_processes == 1:
+        return f"({number})"
+    ends = (ratio.low, ratio.high) if ratio.value >= 1 else (1 / ratio.high, 1 / ratio.low)
+    return f"({format_ratio(ends[0])} to {format_ratio(ends[1])}, {number})"
+
+
+def bimodal_lines(rows: Iterable[Row], labels: Labels) -> list[str]:
+    """Of each row with two groups of processes their centres: `bsa@gather, forward at 1,024 tokens: 5 ms and 6 ms`."""
+    return [
+        f"{labels.of(case)}, {case.passes} at {row.num_tokens:,} tokens: "
+        + join_words([format_seconds(mode) for mode in row.whole.modes])
+        for row in rows
+        if row.is_bimodal and row.whole and (case := row.result.case)
+    ]
 
 
 def percent(share: float | None) -> str:

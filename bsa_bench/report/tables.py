@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 
 from bsa_bench.report.findings import fastest, groups
-from bsa_bench.report.labels import Labels, latency_text, percent, scientific, shape_label
+from bsa_bench.report.labels import Labels, latency_text, percent, processes_text, scientific, shape_label, speedup_text
 from bsa_bench.result import Environment
-from bsa_bench.stats import Summary
-from bsa_bench.store.derive import Ratio, Row
+from bsa_bench.store.derive import Latency, Ratio, Row
 from bsa_bench.store.frame import PHASES
 from bsa_bench.store.reader import Run
 from bsa_bench.units import format_bytes, format_ratio, format_seconds, three_digits
 
+SHORT_LEVEL = 0.9
+"""Below this coverage an interval is marked; that of five processes has 94%."""
 STANDING = {
     "P": "the paper itself",
     "N": "second-hand notes that quote its tables",
@@ -34,6 +35,9 @@ def environment_table(run: Run) -> list[str]:
     facts = {
         "Suite": f"`{line.suite}`: {line.suite_title}",
         "Profile": line.profile,
+        "Processes": f"{line.num_processes} a case, in random order with seed {line.seed}"
+        if line.num_processes > 1
+        else None,
         "Command": f"`{' '.join(line.command)}`",
         "Started": ", resumed ".join(each.utc for each in run.run_lines),
         "Device": f"{env.device_name} ({env.device_kind})",
@@ -63,7 +67,7 @@ def overview_table(rows: Sequence[Row], labels: Labels) -> list[str]:
                 f"{case.workload.num_tokens:,}",
                 _named(dense, labels),
                 _named(best, labels),
-                ("dense" if best.is_dense else format_ratio(best.speedup.value)) if best and best.speedup else "-",
+                ("dense" if best.is_dense else speedup_text(best.speedup)) if best and best.speedup else "-",
                 format_ratio(best.ideal_speedup) if best and not best.is_dense else "-",
                 percent(best.achieved_share) if best and not best.is_dense else "-",
             ]
@@ -75,6 +79,7 @@ def overview_table(rows: Sequence[Row], labels: Labels) -> list[str]:
 def speed_table(rows: Sequence[Row], labels: Labels) -> list[str]:
     """All implementations at one workload and pass, the fastest first, those without a figure last."""
     best = fastest(rows)
+    has_several = any(row.num_processes > 1 for row in rows)
     body = []
     for row in _by_latency(rows):
         label = f"`{labels.of(row.result.case)}`"
@@ -84,8 +89,9 @@ def speed_table(rows: Sequence[Row], labels: Labels) -> list[str]:
                 f"**{label}**" if row is best else label,
                 row.status_word,
                 latency_text(row.whole) + _doubts(row),
-                str(row.whole.num_samples) if row.whole else "-",
-                "baseline" if row.is_baseline else _ratio_text(row.speedup),
+                _samples_text(row.whole),
+                *([_variation_text(row.whole)] if has_several else []),
+                "baseline" if row.is_baseline else speedup_text(row.speedup),
                 "-" if row.is_dense or not row.whole else format_ratio(row.ideal_speedup),
                 "-" if row.is_dense else percent(row.achieved_share),
                 _part_text(row.attend_only, row.speedup_attend_only),
@@ -94,7 +100,8 @@ def speed_table(rows: Sequence[Row], labels: Labels) -> list[str]:
                 three_digits(row.executed_flop_per_s / 1e12) if row.executed_flop_per_s else "-",
             ]
         )
-    head = ["Implementation", "Status", "Median", "Samples", "Speed-up over fastest dense", "Ideal", "Achieved"]
+    head = ["Implementation", "Status", "Median", "Samples", *(["CV within / between"] if has_several else [])]
+    head += ["Speed-up over fastest dense", "Ideal", "Achieved"]
     head += ["Attend only", "Attend + select", "Peak memory above inputs", "TFLOP/s exec"]
     return table(head, body, words=2)
 
@@ -175,7 +182,7 @@ def paper_table(rows: Sequence[Row], labels: Labels) -> list[str]:
                     case.passes,
                     f"{case.workload.num_tokens:,}",
                     f"{case.paper.speedup:g}x (paper's figure, {case.paper.standing})",
-                    format_ratio(row.speedup.value) if row.speedup else _no_speedup(row),
+                    speedup_text(row.speedup) if row.speedup else _no_speedup(row),
                     format_ratio(row.ideal_speedup),
                     f"{STANDING[case.paper.standing]}: {case.paper.source}",
                 ]
@@ -203,23 +210,31 @@ def _by_latency(rows: Sequence[Row]) -> list[Row]:
 
 
 def _doubts(row: Row) -> str:
-    """Footnote marks: † an interval that covers less than 95%, ‡ a warm-up that did not settle, § disturbed."""
-    few = row.whole is not None and row.whole.interval_level < 0.95
-    restless = row.result.timing is not None and not row.result.timing.settled
-    return " †" * few + " ‡" * restless + " §" * row.is_disturbed
+    """Footnote marks: † a short interval, ‡ a warm-up that did not settle, § disturbed, ¶ bimodal."""
+    few = row.whole is not None and row.whole.interval_level < SHORT_LEVEL
+    return " †" * few + " ‡" * (not row.is_settled) + " §" * row.is_disturbed + " ¶" * row.is_bimodal
 
 
-def _ratio_text(ratio: Ratio | None) -> str:
-    if ratio is None:
+def _samples_text(whole: Latency | None) -> str:
+    """`21`, or `105 in 5 processes`."""
+    if whole is None:
         return "-"
-    return f"{format_ratio(ratio.value)} ({three_digits(ratio.low)} to {three_digits(ratio.high)})"
+    where = f" in {processes_text(whole.num_processes)}" * (whole.num_processes > 1)
+    return f"{whole.num_samples}{where}"
+
+
+def _variation_text(whole: Latency | None) -> str:
+    """`1.2% / 8.4%`; of one process there is none between."""
+    if whole is None:
+        return "-"
+    return f"{percent(whole.within)} / {percent(whole.between) if whole.num_processes > 1 else '-'}"
 
 
 def _no_speedup(row: Row) -> str:
     return "no correct dense row" if row.is_correct else row.status_word
 
 
-def _part_text(summary: Summary | None, ratio: Ratio | None) -> str:
+def _part_text(summary: Latency | None, ratio: Ratio | None) -> str:
     if summary is None:
         return "-"
     return (

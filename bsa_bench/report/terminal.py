@@ -10,13 +10,17 @@ from rich.text import Text
 
 from bsa_bench.report.findings import groups, is_unavailable, unavailable
 from bsa_bench.report.labels import (
+    ONE_PROCESS,
     Labels,
+    bimodal_lines,
     counter_lines,
     faster_words,
+    interval_text,
     latency_text,
     one_line,
     percent,
     scientific,
+    speedup_text,
     workload_label,
 )
 from bsa_bench.store.derive import Row, derive
@@ -67,11 +71,11 @@ def _cells(row: Row, labels: Labels) -> tuple[str, ...]:
     return (
         labels.of(row.result.case),
         latency_text(row.whole),
-        "baseline" if row.is_baseline else format_ratio(row.speedup.value if row.speedup else None),
+        "baseline" if row.is_baseline else speedup_text(row.speedup),
         "-" if row.is_dense or not row.whole else format_ratio(row.ideal_speedup),
         "-" if row.is_dense else percent(row.achieved_share),
         "-" if row.is_dense else scientific(checks.dense.relative_l2 if checks and checks.dense else None),
-        row.status_word + ", disturbed" * row.is_disturbed,
+        ", ".join((row.status_word, *row.doubts)),
     )
 
 
@@ -121,12 +125,15 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     counted = counter_lines(rows, labels, most=MAX_COUNTERS)
     if counted:
         lines += ["", "COUNTED, verified and not timed:", *(f"  {line}" for line in counted)]
-    disturbed = [row.result for row in rows if row.is_disturbed]
+    disturbed = [row for row in rows if row.is_disturbed]
     if disturbed:
         lines += ["", f"Disturbed: other processes took the processor while {len(disturbed)} of these were timed."]
-        lines += [
-            f"  {result.case_id}: {percent(result.state.other_cpu_share)}" for result in disturbed if result.state
-        ]
+        lines += [f"  {row.result.case_id}: {percent(row.other_cpu_share)}" for row in disturbed]
+    if split := bimodal_lines(rows, labels):
+        lines += ["", "Bimodal: the processes of these fall into two groups, around"]
+        lines += [f"  {line}" for line in split]
+    if any(row.is_correct and row.num_processes == 1 for row in rows):
+        lines += ["", f"{ONE_PROCESS}."]
     if run.num_remaining:
         lines += ["", f"Cases left: {run.num_remaining} of {run.run_lines[-1].num_cases}; --resume goes on."]
     missing = unavailable(run)
@@ -137,18 +144,18 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
 
 
 def _best(rows: Sequence[Row], labels: Labels) -> list[str]:
-    """The largest speed-up of a row that approximates dense attention; of undisturbed ones where there are any."""
+    """The largest speed-up of a row that approximates dense attention; of those without doubts where there are any."""
     ratios = [
-        (row.speedup.value, -i, row, row.dense)
+        (row.speedup.value, -i, row, row.dense, row.speedup)
         for i, row in enumerate(rows)
         if row.speedup and not row.is_dense and row.result.case.claims.approximates_dense
     ]
-    found = [r for r in ratios if r[3] and not r[2].is_disturbed and not r[3].is_disturbed] or ratios
+    found = [r for r in ratios if r[3] and not r[2].doubts and not r[3].doubts] or ratios
     if not found:
         return []
-    speedup, _, row, dense = max(found)
+    _, _, row, dense, speedup = max(found, key=lambda r: r[:2])
     case = row.result.case
     assert dense is not None
     where = f"{labels.of(case)}, {case.passes} at {row.num_tokens:,} tokens"
-    versus = f"{faster_words(speedup)} {labels.of(dense.result.case)}"
-    return ["", f"Largest speed-up: {where}, {versus} (ideal {format_ratio(row.ideal_speedup)})."]
+    versus = f"{faster_words(speedup.value)} {labels.of(dense.result.case)} {interval_text(speedup)}"
+    return ["", f"Largest speed-up: {where}, {versus}; ideal {format_ratio(row.ideal_speedup)}."]

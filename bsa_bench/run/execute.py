@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bsa_bench.errors import (
     EXIT_INTERRUPTED,
@@ -21,6 +21,7 @@ from bsa_bench.run.order import budget_order, group_cases, memory_reason
 from bsa_bench.run.progress import Progress
 from bsa_bench.run.record import Recorder
 from bsa_bench.run.resume import already_done
+from bsa_bench.run.rounds import Ledger, Visit, plan_visits
 from bsa_bench.run.settings import RunOutcome, RunSettings
 from bsa_bench.run.stop import StopSignals
 from bsa_bench.run.worker_process import Ending, judge, run_worker
@@ -39,11 +40,13 @@ def execute(
 ) -> RunOutcome:
     """Run cases to their end, or until Ctrl-C, SIGTERM or the budget.
 
-    Writes the run's line, then one line a case. A case that cannot run here is UNSUPPORTED, one that is predicted not
-    to fit SKIPPED_OOM, both without a process. What dies or hangs ends one case; the rest of its group gets one fresh
-    worker. On the first Ctrl-C or SIGTERM the worker is killed and the case that it was in is left unjudged; the second
-    one acts as it would without us. Cases that were not reached get NOT_MEASURED lines, so that a report can list
-    them; a run that is killed outright has no such lines and resumes just as well.
+    Writes the run's line, then one line for each process of each case. A round runs each group of cases once, in a
+    worker process of its own; the next one begins when all groups had their turn, and leaves out what did not end OK. A
+    case that cannot run here is UNSUPPORTED, one that is predicted not to fit SKIPPED_OOM, both without a process. What
+    dies or hangs ends one case; the rest of its group gets one fresh worker. On the first Ctrl-C or SIGTERM the worker
+    is killed and the case that it was in is left unjudged; the second one acts as it would without us. What was not
+    reached gets NOT_MEASURED lines, so that a report can list it; a run that is killed outright has no such lines and
+    resumes just as well.
 
     Args:
         cases: what to run, in order; of two that measure the same, the first counts.
@@ -58,32 +61,37 @@ def execute(
         StoreError: a result cannot be stored; all results before it are.
     """
     asked = [case for group in group_cases(cases) for case in group]
+    previous = writer.previous
     done = already_done(
-        writer.previous, environment, settings.profile, allow_other_environment=settings.allow_other_environment
+        previous, environment, settings.profile, allow_other_environment=settings.allow_other_environment
     )
-    done = {case.case_hash: done[case.case_hash] for case in asked if case.case_hash in done}
-    fresh = [case for case in asked if case.case_hash not in done]
+    ledger = Ledger(asked, settings.num_processes, done)
+    num_done, num_asked = ledger.num_known, ledger.num_known + ledger.num_missing
+    fresh = [case for case in asked if ledger.status(case.case_hash) is None]
     reasons = {case.case_hash: reason for case in fresh if (reason := unavailable(case))}
-    recorder = Recorder(writer, environment, settings, dict(done))
-    recorder.start(asked, reasons)
+    seed = settings.seed if settings.seed is not None else (previous.run_lines[-1].seed if previous else None) or 0
+    recorder = Recorder(writer, environment, settings, ledger)
+    recorder.start(asked, reasons, seed=seed)
     scheduler = _Scheduler(settings, environment, writer, recorder, progress)
     with scheduler.signals, progress:
         for message in writer.messages:
             progress.note(message)
-        if done:
-            progress.note(f"{len(done)} of {len(asked)} cases are already done")
+        if num_done:
+            what = "cases" if settings.num_processes == 1 else "measurements"
+            progress.note(f"{num_done} of {num_asked} {what} are already done")
         scheduler.set_aside([(case, reasons[case.case_hash]) for case in fresh if case.case_hash in reasons])
-        scheduler.run([case for case in fresh if case.case_hash not in reasons], num_done=len(done))
-        remaining = [case for case in asked if case.case_hash not in recorder.status]
-        recorder.record_all([(case, scheduler.why_left(case)) for case in remaining], Status.NOT_MEASURED)
-    counts = Counter(recorder.status.values())
+        scheduler.run(asked, seed=seed, num_done=num_done)
+        left = [(case, index) for case in asked for index in ledger.missing(case.case_hash)]
+        recorder.record_all([(*each, scheduler.why_left(*each)) for each in left], Status.NOT_MEASURED)
+    remaining = list(dict.fromkeys(case for case, _ in left))
+    counts = ledger.counts()
     interrupted = scheduler.signals.name is not None
-    messages = _messages(remaining, scheduler.signals.name, _resume_command(settings, writer))
+    messages = _messages(remaining, ledger, settings, scheduler.signals.name, _resume_command(settings, writer))
     return RunOutcome(_exit_code(counts, interrupted=interrupted), dict(counts), remaining, messages)
 
 
 class _Scheduler:
-    """Takes group after group and keeps the clock: budget, pace, time left."""
+    """Takes group after group, round after round, and keeps the clock: budget, pace, time left."""
 
     def __init__(
         self,
@@ -98,49 +106,74 @@ class _Scheduler:
         self._environment = environment
         self._writer = writer
         self._recorder = recorder
+        self._ledger = recorder.ledger
         self._progress = progress
         self._pace = Pace()
         self._started = time.monotonic()
-        self._ahead: list[list[Case]] = []
-        self._left: dict[str, str] = {}
+        self._ahead: list[Visit] = []
+        self._left: dict[tuple[str, int], str] = {}
+        self._predicted_s: dict[tuple[str, ...], float] = {}
+        self._num_missing = 0
 
     def set_aside(self, reasons: Sequence[tuple[Case, str]]) -> None:
         """Store the cases that cannot run here, and say so once for each implementation."""
-        self._recorder.record_all(reasons, Status.UNSUPPORTED)
+        self._recorder.record_all([(case, 0, reason) for case, reason in reasons], Status.UNSUPPORTED)
         for (implementation, reason), number in Counter((case.implementation, why) for case, why in reasons).items():
             self._progress.note(f"{implementation}: cannot run here, {number} cases are UNSUPPORTED: {reason}")
 
-    def run(self, cases: Sequence[Case], *, num_done: int) -> None:
-        """Run all that fits in memory and in the budget."""
-        device, profile = self._settings.device, self._settings.profile
-        too_big = {case.case_hash: why for case in cases if (why := memory_reason(case, device)) is not None}
-        self._ahead = group_cases([case for case in cases if case.case_hash not in too_big])
-        if self._settings.budget_s is not None:
-            self._ahead = budget_order(self._ahead, device, profile, self._settings.priority)
-        self._progress.start(num_cases=len(cases) + num_done, num_done=num_done, left_s=self._left_s())
-        for case in cases:
-            if case.case_hash in too_big:
-                self._tell(self._recorder.record(case, Status.SKIPPED_OOM, too_big[case.case_hash]))
+    def run(self, asked: Sequence[Case], *, seed: int, num_done: int) -> None:
+        """Run all that is missing and fits in memory and in the budget."""
+        settings, device = self._settings, self._settings.device
+        self._num_missing = self._ledger.num_missing
+        able = [case for case in asked if self._ledger.status(case.case_hash) in {None, Status.OK}]
+        too_big = [
+            (case, why)
+            for case in able
+            if self._ledger.status(case.case_hash) is None and (why := memory_reason(case, device)) is not None
+        ]
+        unfit = {case for case, _ in too_big}
+        groups = group_cases([case for case in able if case not in unfit])
+        has_budget = settings.budget_s is not None
+        if has_budget:
+            groups = budget_order(groups, device, settings.profile, settings.priority)
+        self._ahead = plan_visits(groups, settings.num_processes, seed=seed, keep_first=has_budget)
+        self._progress.start(
+            num_measurements=num_done + self._num_missing,
+            num_done=num_done,
+            num_processes=settings.num_processes,
+            left_s=self._left_s(),
+        )
+        for case, why in too_big:
+            self._tell(self._recorder.record(case, 0, Status.SKIPPED_OOM, why))
         while self._ahead and not self._should_stop():
-            group = self._ahead.pop(0)
-            predicted_s, budget_s = self._group_s(group), self._budget_left_s()
+            visit = self._ahead.pop(0)
+            pending = self._pending(visit)
+            predicted_s, budget_s = self._group_s(pending), self._budget_left_s()
             if predicted_s > budget_s:
                 why = f"predicted to take {format_seconds(predicted_s)}, {format_seconds(budget_s)} of the budget left"
-                self._left |= {case.case_hash: why for case in group}
-            else:
-                self._run_group(group)
+                self._left |= {(case_hash, visit.process_index): why for case_hash in pending}
+            elif pending:
+                self._run_group(list(pending.values()), visit.process_index)
 
-    def why_left(self, case: Case) -> str:
-        """Say why a case was not reached."""
+    def why_left(self, case: Case, process_index: int) -> str:
+        """Say why a case was not reached in a process."""
         by_whom = f"stopped by {self.signals.name}" if self.signals.name else "the budget was spent"
-        return self._left.get(case.case_hash, f"{by_whom} before its turn")
+        return self._left.get((case.case_hash, process_index), f"{by_whom} before its turn")
 
-    def _run_group(self, group: list[Case]) -> None:
+    def _pending(self, visit: Visit) -> dict[str, Case]:
+        """The cases of a visit that are yet to be measured in its process, by case hash."""
+        return {
+            case_hash: case
+            for case_hash, case in visit.cases.items()
+            if visit.process_index in self._ledger.missing(case_hash)
+        }
+
+    def _run_group(self, group: list[Case], process_index: int) -> None:
         """Run one group; a worker that died is replaced once, without the case that it died in."""
         pending = list(group)
         for is_second in (False, True):
             started = time.monotonic()
-            ending = self._run_job(pending)
+            ending = self._run_job(pending, process_index)
             wall_s = time.monotonic() - started
             if not pending:
                 if not is_second:
@@ -148,22 +181,25 @@ class _Scheduler:
                     self._pace.observe(group[0].base_engine, predicted_s=predicted_s, observed_s=wall_s)
                 return
             if ending.cause == "stopped":
-                self._left[pending[0].case_hash] = f"{self.signals.name or 'the end of the budget'} stopped it"
+                why = f"{self.signals.name or 'the end of the budget'} stopped it"
+                self._left[pending[0].case_hash, process_index] = why
                 return
             status, reason = judge(
                 ending, limit_s=self._settings.case_limit_s, memory_bytes=self._settings.device.memory_bytes
             )
             tail = ending.log_tail or None
-            self._tell(self._recorder.record(pending.pop(0), status, reason, traceback=tail, wall_s=wall_s))
+            case = pending.pop(0)
+            self._tell(self._recorder.record(case, process_index, status, reason, traceback=tail, wall_s=wall_s))
             if is_second or not ending.spoke:
                 first = "another pass ended its second worker" if is_second else "the worker ended before it began"
+                why = f"not tried, {first}: {reason}"
                 for case in pending:
-                    self._tell(self._recorder.record(case, status, f"not tried, {first}: {reason}", traceback=tail))
+                    self._tell(self._recorder.record(case, process_index, status, why, traceback=tail))
                 return
             if not pending:
                 return
 
-    def _run_job(self, pending: list[Case]) -> Ending:
+    def _run_job(self, pending: list[Case], process_index: int) -> Ending:
         """Run one worker on the pending cases; each result takes its case out of `pending`."""
         settings = self._settings
         job = Job(
@@ -187,7 +223,7 @@ class _Scheduler:
             if place is None:
                 raise ValueError(f"a result of {event.result.case_id}, which is not (or no longer) in the job")
             case = pending.pop(place)
-            self._tell(self._recorder.take_over(case, event.result), pending)
+            self._tell(self._recorder.take_over(case, process_index, event.result), pending)
             if pending:
                 self._progress.begin(pending[0], left_s=self._left_s(pending))
 
@@ -201,7 +237,9 @@ class _Scheduler:
         )
 
     def _tell(self, result: Result, pending: Sequence[Case] = ()) -> None:
-        self._progress.finish(result, left_s=self._left_s(pending))
+        before, self._num_missing = self._num_missing, self._ledger.num_missing
+        num_dropped = before - 1 - self._num_missing
+        self._progress.finish(result, left_s=self._left_s(pending), num_dropped=num_dropped)
 
     def _should_stop(self) -> bool:
         return self.signals.name is not None or self._budget_left_s() <= 0
@@ -212,11 +250,16 @@ class _Scheduler:
         return self._started + self._settings.budget_s - time.monotonic()
 
     def _left_s(self, pending: Sequence[Case] = ()) -> float:
-        return sum(self._group_s(group) for group in (pending, *self._ahead) if group)
+        running = {case.case_hash: case for case in pending}
+        return sum(map(self._group_s, (running, *map(self._pending, self._ahead))))
 
-    def _group_s(self, group: Sequence[Case]) -> float:
-        predicted_s = group_seconds(group, self._settings.device, self._settings.profile)
-        return self._pace.scaled(group[0].base_engine, predicted_s)
+    def _group_s(self, group: Mapping[str, Case]) -> float:
+        if not group:
+            return 0.0
+        key, cases = tuple(group), list(group.values())
+        if key not in self._predicted_s:
+            self._predicted_s[key] = group_seconds(cases, self._settings.device, self._settings.profile)
+        return self._pace.scaled(cases[0].base_engine, self._predicted_s[key])
 
 
 def _exit_code(counts: Counter[Status], *, interrupted: bool) -> int:
@@ -229,11 +272,16 @@ def _exit_code(counts: Counter[Status], *, interrupted: bool) -> int:
     return EXIT_SOME_FAILED if any(status.is_failure for status in counts) else EXIT_OK
 
 
-def _messages(remaining: Sequence[Case], signal_name: str | None, resume_command: str) -> list[str]:
+def _messages(
+    remaining: Sequence[Case], ledger: Ledger, settings: RunSettings, signal_name: str | None, resume_command: str
+) -> list[str]:
     if not remaining:
         return []
     why = f"stopped by {signal_name}" if signal_name else "the budget is spent"
-    listed = [f"  {case.case_id}" for case in remaining[:20]]
+    listed = []
+    for case in remaining[:20]:
+        known = ledger.num_measured(case.case_hash)
+        listed.append(f"  {case.case_id}" + f", {known} of {settings.num_processes} processes measured" * (known > 0))
     if len(remaining) > 20:
         listed.append(f"  and {len(remaining) - 20} more")
     head = f"{why}; what was measured is stored, {len(remaining)} cases are left:"

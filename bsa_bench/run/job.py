@@ -10,8 +10,8 @@ line to the worker's stdin and **keeps stdin open** for as long as it lives. The
 
 The time limit counts from the start of the process to the first result and from each result to the next. A worker that
 ends before all results are in has been killed by the first case without one: that case gets the status, the others get
-one fresh worker. The scheduler assigns `seq` (the worker writes `first_seq` plus its own count) and the predicted bytes
-of each case.
+one fresh worker. The scheduler assigns `seq` (the worker writes `first_seq` plus its own count), the process index and
+the predicted bytes of each case.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ class PlannedCase:
 
     Args:
         estimate: the prediction for the case by itself.
-        seconds: the same with what its group shares (start, compilation, verification) charged to the group's first
-            case, so that the rows add up; 0 where the case will not run.
+        seconds: of all processes, with what its group shares (start, compilation, verification) charged to the group's
+            first case, so that the rows add up; 0 where the case will not run.
         reason: why the case will not run here, with the remedy; null where it will.
         fits: whether the predicted memory is there.
     """
@@ -40,16 +40,18 @@ def plan_run(
     *,
     device: DeviceModel,
     profile: Profile = "quick",
+    num_processes: int = 1,
     unavailable: Callable[[Case], str | None] = lambda _: None,
     informative_first: bool = False,
     priority: Sequence[str] = (),
 ) -> list[PlannedCase]:
-    """List the cases in the order in which they would run, with predictions; nothing is run.
+    """List the cases with predictions, in the order of a run of one process; nothing is run.
 
     Args:
         cases: what is asked for; of two that measure the same, the first counts.
         device: the device, whose memory decides what fits.
         profile: how long each case is measured.
+        num_processes: in how many processes.
         unavailable: the reason why an implementation cannot run a case here, or None.
         informative_first: the order that `--budget` uses, see `budget_order`.
         priority: see there.
@@ -64,8 +66,9 @@ def plan_run(
         shared_s = group_start_s(running, device, profile) if running else 0.0
         for case, reason in zip(group, reasons, strict=True):
             estimate = predict(case, device, profile)
-            own_s = 0.0 if reason else estimate.seconds + (shared_s if case is running[0] else 0.0)
-            rows.append(PlannedCase(case, estimate, own_s, memory_reason(case, device) is None, reason))
+            once_s = 0.0 if reason else estimate.seconds + (shared_s if case is running[0] else 0.0)
+            fits = memory_reason(case, device) is None
+            rows.append(PlannedCase(case, estimate, num_processes * once_s, fits, reason))
     return rows
 
 

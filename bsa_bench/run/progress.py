@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Progress(Protocol):
     """What the scheduler tells while it runs. `left_s` is the predicted time left."""
 
-    def start(self, *, num_cases: int, num_done: int, left_s: float) -> None:
-        """The run begins; `num_done` of the cases that can run here were measured before."""
+    def start(self, *, num_measurements: int, num_done: int, num_processes: int, left_s: float) -> None:
+        """The run begins; a measurement is one process of one case. `num_done` of them were made before."""
 
     def begin(self, case: Case, *, left_s: float) -> None:
         """The case that runs now."""
@@ -27,8 +27,8 @@ class Progress(Protocol):
     def doing(self, text: str) -> None:
         """What the worker is doing in it."""
 
-    def finish(self, result: Result, *, left_s: float) -> None:
-        """What became of a case."""
+    def finish(self, result: Result, *, left_s: float, num_dropped: int = 0) -> None:
+        """What became of a case in a process, and how many processes of it are therefore not measured any more."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
@@ -44,19 +44,24 @@ class Progress(Protocol):
 
 
 class PlainProgress:
-    """One line a case: `[ 3/40] bsa@gather/16x32x32/2x64-float32/smooth/d0.1-k0.5 forward: OK 52.1 ms`."""
+    """One line a case: `[ 3/40] bsa@gather/16x32x32/2x64-float32/smooth/d0.1-k0.5 forward: OK 52.1 ms`.
+
+    Of several processes one line each, with `, process 2 of 5` behind the pass.
+    """
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
-        self._num_cases = 0
+        self._num_measurements = 0
         self._num_done = 0
+        self._num_processes = 1
 
-    def start(self, *, num_cases: int, num_done: int, left_s: float) -> None:
+    def start(self, *, num_measurements: int, num_done: int, num_processes: int, left_s: float) -> None:
         """Count what is to come."""
-        self._num_cases, self._num_done = num_cases, num_done
+        self._num_measurements, self._num_done, self._num_processes = num_measurements, num_done, num_processes
+        what = "cases" if num_processes == 1 else f"measurements, {num_processes} processes a case"
         done = f", {num_done} of them already done" * (num_done > 0)
         left = f"about {format_seconds(left_s)}" if left_s else "nothing to measure"
-        self._print(f"{num_cases} cases{done}, {left}")
+        self._print(f"{num_measurements} {what}{done}, {left}")
 
     def begin(self, case: Case, *, left_s: float) -> None:
         """Nothing: its line comes when it is over."""
@@ -64,11 +69,13 @@ class PlainProgress:
     def doing(self, text: str) -> None:
         """Nothing."""
 
-    def finish(self, result: Result, *, left_s: float) -> None:  # noqa: ARG002 - there is no live line to put it in
+    def finish(self, result: Result, *, left_s: float, num_dropped: int = 0) -> None:  # noqa: ARG002 - no live line
         """Print the case's line."""
         self._num_done += 1
-        width = len(str(self._num_cases))
-        self._print(f"[{self._num_done:{width}}/{self._num_cases}] {describe(result)}")
+        self._num_measurements -= num_dropped
+        width = len(str(self._num_measurements))
+        which = describe(result, self._num_processes)
+        self._print(f"[{self._num_done:{width}}/{self._num_measurements}] {which}")
 
     def note(self, text: str) -> None:
         """Print it on a line of its own."""
@@ -111,10 +118,10 @@ class RichProgress(PlainProgress):
         )
         self._task: TaskID = self._bar.add_task("starting", doing="", left="-")
 
-    def start(self, *, num_cases: int, num_done: int, left_s: float) -> None:
+    def start(self, *, num_measurements: int, num_done: int, num_processes: int, left_s: float) -> None:
         """Open the live line."""
-        super().start(num_cases=num_cases, num_done=num_done, left_s=left_s)
-        self._bar.update(self._task, total=num_cases, completed=num_done, left=format_seconds(left_s))
+        super().start(num_measurements=num_measurements, num_done=num_done, num_processes=num_processes, left_s=left_s)
+        self._bar.update(self._task, total=num_measurements, completed=num_done, left=format_seconds(left_s))
         self._bar.start()
 
     def begin(self, case: Case, *, left_s: float) -> None:
@@ -127,10 +134,16 @@ class RichProgress(PlainProgress):
         """Show what it does."""
         self._bar.update(self._task, doing=text)
 
-    def finish(self, result: Result, *, left_s: float) -> None:
+    def finish(self, result: Result, *, left_s: float, num_dropped: int = 0) -> None:
         """Print the case's line above the live one."""
-        super().finish(result, left_s=left_s)
-        self._bar.update(self._task, completed=self._num_done, doing="", left=format_seconds(left_s))
+        super().finish(result, left_s=left_s, num_dropped=num_dropped)
+        self._bar.update(
+            self._task,
+            total=self._num_measurements,
+            completed=self._num_done,
+            doing="",
+            left=format_seconds(left_s),
+        )
 
     def stop(self) -> None:
         """Take the live line away."""
@@ -150,15 +163,16 @@ def make_progress(*, plain: bool = False, stream: IO[str] | None = None) -> Prog
     return RichProgress(Console(file=stream))
 
 
-def describe(result: Result) -> str:
-    """`bsa@gather/... forward: OK 52.1 ms`, or the status and why."""
+def describe(result: Result, num_processes: int = 1) -> str:
+    """`bsa@gather/... forward: OK 52.1 ms`, or the status and why; with the process where there are several."""
     case = result.case
     detail = ""
     if result.timing:
         detail = f" {format_seconds(summarise(result.timing.samples).median)}"
     elif result.reason:
         detail = f" ({result.reason.splitlines()[0]})"
-    return f"{_name(case)} {case.passes}: {result.status.value}{detail}"
+    process = f", process {result.process_index + 1} of {num_processes}" * (num_processes > 1)
+    return f"{_name(case)} {case.passes}{process}: {result.status.value}{detail}"
 
 
 def _name(case: Case) -> str:

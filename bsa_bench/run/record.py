@@ -1,4 +1,4 @@
-"""Turn what happened to a case into a stored line, in order, and remember its status."""
+"""Turn what happened to a case in a process into a stored line, in order, and remember its status."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from bsa_bench.result import Case, Environment, Memory, Result, RunLine, Status
 from bsa_bench.run.estimate import predict
+from bsa_bench.run.rounds import Ledger
 from bsa_bench.run.settings import RunSettings
 from bsa_bench.store.writer import RunWriter
 
@@ -15,20 +16,18 @@ class Recorder:
     """Stores results and numbers them.
 
     Attributes:
-        status: the final status of each case, by case hash; those of before a resume included.
+        ledger: the final statuses of all cases and processes; those of before a resume included.
     """
 
-    def __init__(
-        self, writer: RunWriter, environment: Environment, settings: RunSettings, done: dict[str, Status]
-    ) -> None:
+    def __init__(self, writer: RunWriter, environment: Environment, settings: RunSettings, ledger: Ledger) -> None:
         self._writer = writer
         self._environment = environment
         self._settings = settings
         self.next_seq = writer.next_seq
-        self.status = done
+        self.ledger = ledger
 
-    def start(self, asked: Sequence[Case], reasons: dict[str, str]) -> None:
-        """Store the run's line; `reasons` says by case hash why a case cannot run here."""
+    def start(self, asked: Sequence[Case], reasons: dict[str, str], *, seed: int) -> None:
+        """Store the run's line; `reasons` says by case hash why a case cannot run here, `seed` is of the order."""
         settings = self._settings
         unavailable = _unavailable(asked, reasons)
         self._writer.append(
@@ -41,39 +40,49 @@ class Recorder:
                 command=list(settings.command),
                 environment=self._environment,
                 num_cases=len(asked),
+                num_processes=settings.num_processes,
+                seed=seed if settings.num_processes > 1 else None,
                 unavailable=unavailable,
             )
         )
 
-    def take_over(self, case: Case, result: Result) -> Result:
-        """Store a worker's result under our own number, case and memory prediction."""
+    def take_over(self, case: Case, process_index: int, result: Result) -> Result:
+        """Store a worker's result under our own number, case, process and memory prediction."""
         memory = result.memory
         if memory is not None:
             memory = memory.model_copy(update={"predicted_bytes": predict(case, self._settings.device).bytes})
-        return self._store(
-            [result.model_copy(update={"seq": self.next_seq, "case": case, "memory": memory})],
-        )
+        ours = {"seq": self.next_seq, "case": case, "process_index": process_index, "memory": memory}
+        return self._store([result.model_copy(update=ours)])
 
     def record(
-        self, case: Case, status: Status, reason: str, *, traceback: str | None = None, wall_s: float | None = None
+        self,
+        case: Case,
+        process_index: int,
+        status: Status,
+        reason: str,
+        *,
+        traceback: str | None = None,
+        wall_s: float | None = None,
     ) -> Result:
         """Store what became of a case that no worker could report."""
-        return self._store([self._own(case, status, reason, traceback=traceback, wall_s=wall_s)])
+        return self._store([self._own(case, process_index, status, reason, traceback=traceback, wall_s=wall_s)])
 
-    def record_all(self, reasons: Sequence[tuple[Case, str]], status: Status) -> None:
-        """Store cases that no worker was started for, in one write."""
+    def record_all(self, reasons: Sequence[tuple[Case, int, str]], status: Status) -> None:
+        """Store cases and processes of them that no worker was started for, in one write."""
         if reasons:
-            self._store([self._own(case, status, reason, place=i) for i, (case, reason) in enumerate(reasons)])
+            self._store([self._own(case, index, status, why, place=i) for i, (case, index, why) in enumerate(reasons)])
 
     def _store(self, results: list[Result]) -> Result:
         self._writer.append(*results)
         self.next_seq += len(results)
-        self.status |= {result.case_hash: result.status for result in results if result.status.is_final}
+        for result in results:
+            self.ledger.note(result.case_hash, result.process_index, result.status)
         return results[-1]
 
     def _own(
         self,
         case: Case,
+        process_index: int,
         status: Status,
         reason: str,
         *,
@@ -96,6 +105,7 @@ class Recorder:
             case_id=case.case_id,
             case_hash=case.case_hash,
             env_hash=self._environment.hash,
+            process_index=process_index,
             status=status,
             reason=reason,
             memory=memory,

@@ -9,8 +9,8 @@ from bsa_bench.store.reader import Run
 
 def already_done(
     previous: Run | None, environment: Environment, profile: str, *, allow_other_environment: bool = False
-) -> dict[str, Status]:
-    """Return the final status by case hash of what was measured in this environment.
+) -> dict[tuple[str, int], Status]:
+    """Return the final status by case hash and process index of what was measured in this environment.
 
     Timings of two environments or profiles must not stand in one table unmarked, so that is refused. Where it is
     allowed, what was measured elsewhere is measured again here, and results say by their `env_hash` which is which.
@@ -29,18 +29,18 @@ def already_done(
             )
         if last.environment.hash != environment.hash:
             raise UsageError(
-                f"run {last.run_id}: measured in another environment, {_changes(last.environment, environment)}; "
-                f"{remedy}"
+                f"run {last.run_id}: measured in another environment, "
+                f"{environment_changes(last.environment, environment)}; {remedy}"
             )
     return {
-        result.case_hash: result.status
+        (result.case_hash, result.process_index): result.status
         for result in previous.results
         if result.status.is_final and result.env_hash == environment.hash
     }
 
 
-def _changes(before: Environment, now: Environment) -> str:
-    """`package torch 2.12.0 -> 2.13.0, device_name ...`: what differs, without what never matters to a timing."""
+def environment_changes(before: Environment, now: Environment) -> str:
+    """Say what differs, without what never matters to a timing: `package torch 2.12.0 -> 2.13.0, device_name ...`."""
     left, right = _flat(before), _flat(now)
     keys = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
     if not keys:

@@ -20,6 +20,8 @@ class RunSettings:
         suite, suite_title, command: stored in the run's line; `command` is what the user typed.
         device: what predictions assume; its `memory_bytes` is the limit above which a case is not started.
         profile: how long each case is measured.
+        num_processes: in how many processes each case is measured, round after round.
+        seed: of the order in a round; null: that of the run that is resumed, else 0.
         threads: of a CPU worker; null leaves the choice to the worker.
         case_limit_s: the time limit of a case; that of the first one in a worker includes the worker's start.
         budget_s: the time for the whole run; given, the most informative groups come first.
@@ -33,6 +35,8 @@ class RunSettings:
     command: tuple[str, ...] = ()
     device: DeviceModel
     profile: Profile = "quick"
+    num_processes: int = 1
+    seed: int | None = None
     threads: int | None = None
     case_limit_s: float = 600.0
     budget_s: float | None = None
@@ -47,8 +51,9 @@ class RunOutcome:
 
     Args:
         exit_code: see `bsa_bench.errors.EXIT_CODES`.
-        counts: the asked cases by status, those of before a resume included.
-        remaining: cases that were not reached; `--resume` goes on with them.
+        counts: the asked cases by status, the worst of the processes that each was measured in; those of before a
+            resume included.
+        remaining: cases that were not measured in all of their processes; `--resume` goes on with them.
         messages: what to tell the user at the end.
     """
 

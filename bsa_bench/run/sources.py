@@ -12,21 +12,25 @@ def sources_digest(folder: str | Path) -> str:
 
     Args:
         folder: the package's folder; compiled files are left out.
+
+    Raises:
+        SyntaxError: a Python file does not parse.
     """
     root = Path(folder)
     whole = hashlib.sha256()
     for path in sorted(root.rglob("*")):
-        if path.is_dir() or "__pycache__" in path.parts or path.suffix in {".pyc", ".so"}:
+        name = path.relative_to(root)
+        if path.is_dir() or "__pycache__" in name.parts or path.suffix in {".pyc", ".so"}:
             continue
         content = path.read_bytes()
         if path.suffix == ".py":
-            content = _without_prose(content)
-        whole.update(f"{path.relative_to(root).as_posix()}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+            content = _without_prose(content, path)
+        whole.update(f"{name.as_posix()}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     return whole.hexdigest()
 
 
-def _without_prose(source: bytes) -> bytes:
-    tree = ast.parse(source)
+def _without_prose(source: bytes, path: Path) -> bytes:
+    tree = ast.parse(source, filename=str(path))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [

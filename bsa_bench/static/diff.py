@@ -1,4 +1,4 @@
-"""What changed between two compilations of the same configurations: resources, counts, and the main loop's SASS."""
+"""What changed between two compilations of the same configurations: resources, counts, and the SASS that matters."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 from bsa_bench.static.analyse import Analysis
 from bsa_bench.static.compile import Failure
-from bsa_bench.static.regions import Region, own_line
-from bsa_bench.static.sass import Instruction
+from bsa_bench.static.regions import own_line
+from bsa_bench.static.sass import Instruction, SourceLine
 
-Verdict = Literal["same", "same main loop", "changed", "added", "removed", "failed"]
+Verdict = Literal[
+    "same", "same main loop", "changed", "main loop lost", "main loop gained", "added", "removed", "failed"
+]
 _CONTEXT = 2
 _REGISTER = re.compile(r"\b(U?[RP]|S?B)\d+\b")
 
@@ -24,11 +26,13 @@ class Change:
     """One configuration on one architecture, before and after.
 
     Attributes:
-        verdict: by the digests of the normalised SASS; `failed` where a side does not compile.
-        figures: name -> (before, after), those that differ.
+        verdict: by the digests of the normalised SASS; `failed` where a side does not compile. The main loop is the one
+            with the dots: it is lost where no loop has any more.
+        figures: name -> (before, after), those that differ; None where a side has no such figure.
         opcodes: opcode -> how many more (or fewer) the main loop has.
-        lines: the main loop's changed instructions as a unified diff, registers without numbers.
-        reason: why it was not compared.
+        lines: changed instructions of the main loop as a unified diff, registers without numbers; of a kernel that has
+            none on either side, those outside its loops.
+        reason: why it was not compared, or what its verdict means.
     """
 
     name: str
@@ -65,13 +69,47 @@ def _change(base: Analysis | Failure | None, head: Analysis | Failure | None, ke
     if base.reading.digest == head.reading.digest:
         return Change(name, arch, "same", {}, {}, ())
     ours, theirs = _figures(base), _figures(head)
-    figures = {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
-    if base.reading.main_digest == head.reading.main_digest:
-        return Change(name, arch, "same main loop", figures, {}, ())
+    names = dict.fromkeys((*ours, *theirs))
+    figures = {key: (ours.get(key), theirs.get(key)) for key in names if ours.get(key) != theirs.get(key)}
     mains = base.reading.main, head.reading.main
+    if (mains[0] is None) != (mains[1] is None):
+        if mains[1] is None:
+            return Change(name, arch, "main loop lost", figures, {}, (), "no loop of the head has a dot any more")
+        return Change(name, arch, "main loop gained", figures, {}, (), "no loop of the base has a dot")
+    if mains[0] is not None and base.reading.main_digest == head.reading.main_digest:
+        return Change(name, arch, "same main loop", figures, {}, ())
     opcodes = [Counter(each.opcode for each in main.instructions) if main else Counter() for main in mains]
     delta = {op: opcodes[1][op] - opcodes[0][op] for op in sorted({*opcodes[0], *opcodes[1]})}
-    return Change(name, arch, "changed", figures, {k: v for k, v in delta.items() if v}, tuple(_diff(*mains)))
+    lines = code_diff(base, head).lines
+    return Change(name, arch, "changed", figures, {k: v for k, v in delta.items() if v}, lines)
+
+
+@dataclass(frozen=True)
+class CodeDiff:
+    """The instructions of two main loops compared; of kernels without one, those outside loops.
+
+    Attributes:
+        lines: a unified diff, registers without numbers, with the source lines.
+        added: how many instructions a source line of the head gained; what only moved does not count.
+    """
+
+    lines: tuple[str, ...]
+    added: Mapping[SourceLine, int]
+
+
+def code_diff(base: Analysis, head: Analysis) -> CodeDiff:
+    """Compare main loops instruction by instruction; both sides need one, or neither.
+
+    Raises:
+        ValueError: one side alone has a main loop.
+    """
+    readings = base.reading, head.reading
+    if (base.reading.main is None) != (head.reading.main is None):
+        raise ValueError(f"{head.name}, {head.arch}: expected a main loop on both sides or on neither")
+    before, after = ((reading.main or reading.outside).instructions for reading in readings)
+    old, new = ([_anonymous(each) for each in side] for side in (before, after))
+    matcher = difflib.SequenceMatcher(a=old, b=new, autojunk=False)
+    return CodeDiff(tuple(_diff(matcher, before, after)), _added(matcher, before, after))
 
 
 def _figures(analysis: Analysis) -> dict[str, Any]:
@@ -97,11 +135,10 @@ def _figures(analysis: Analysis) -> dict[str, Any]:
     return figures
 
 
-def _diff(base: Region | None, head: Region | None) -> Iterator[str]:
+def _diff(
+    matcher: difflib.SequenceMatcher[str], before: Sequence[Instruction], after: Sequence[Instruction]
+) -> Iterator[str]:
     """Removed and added instructions with their source lines, and some unchanged ones around them."""
-    before, after = (main.instructions if main else () for main in (base, head))
-    old, new = ([_anonymous(each) for each in side] for side in (before, after))
-    matcher = difflib.SequenceMatcher(a=old, b=new, autojunk=False)
     groups = list(matcher.get_grouped_opcodes(_CONTEXT))
     if not groups:
         yield "only the roles of registers changed"
@@ -114,6 +151,21 @@ def _diff(base: Region | None, head: Region | None) -> Iterator[str]:
                 continue
             yield from (f"- {_with_line(each)}" for each in before[start:stop])
             yield from (f"+ {_with_line(each)}" for each in after[other_start:other_stop])
+
+
+def _added(
+    matcher: difflib.SequenceMatcher[str], before: Sequence[Instruction], after: Sequence[Instruction]
+) -> Counter[SourceLine]:
+    changed = [opcode for opcode in matcher.get_opcodes() if opcode[0] != "equal"]
+    removed = Counter(each.opcode for _, start, stop, _, _ in changed for each in before[start:stop])
+    added: Counter[SourceLine] = Counter()
+    for _, _, _, start, stop in changed:
+        for each in after[start:stop]:
+            if removed[each.opcode]:
+                removed[each.opcode] -= 1
+            elif line := own_line(each.source):
+                added[line] += 1
+    return added
 
 
 def _anonymous(each: Instruction) -> str:

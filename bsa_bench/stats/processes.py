@@ -7,16 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median, stdev
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from bsa_bench.stats.samples import median_interval
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.float64]
+
 IntervalMethod = Literal["samples of one process", "order statistics", "hierarchical bootstrap"]
-BOOTSTRAP_FROM = 6
-"""From how many processes on: with fewer, the extremes of their medians are the exact interval that there is."""
+BOOTSTRAP_FROM = 9
+"""From how many processes on. The bootstrap of 6 to 8 covers 89 to 93 % where 95 % were asked for (simulated), and
+the order statistics of so few cover what they say."""
 BOOTSTRAP_ROUNDS = 2000
-#: Two groups of processes are two modes if the gap between them is this many times the spread inside them.
-_GAP_OVER_SPREAD, _LEAST_GAP, _LEAST_IN_MODE = 4.0, 0.02, 2
+#: Two groups are two modes if the gap between them is this many times the larger spread inside them, the second figure
+#: for fewer than `_FEW` values, whose spread is too small by chance more often.
+_GAP_OVER_SPREAD, _GAP_OVER_SPREAD_OF_FEW, _FEW = 4.0, 8.0, 6
+_LEAST_GAP, _LEAST_IN_MODE = 0.02, 2
 
 
 @dataclass(frozen=True)
@@ -54,10 +63,7 @@ def summarise_processes(processes: Sequence[Sequence[float]], *, level: float = 
     Raises:
         ValueError: there is no process, a process has no sample, or a sample is not finite.
     """
-    if not processes or not all(processes):
-        raise ValueError("processes: expected at least one with at least one sample each")
-    if not all(math.isfinite(sample) for process in processes for sample in process):
-        raise ValueError("processes: expected finite samples")
+    _refuse_unusable(processes)
     medians = sorted(median(process) for process in processes)
     method: IntervalMethod
     if len(medians) == 1:
@@ -90,17 +96,74 @@ def hierarchical_bootstrap(
         level: coverage of the percentile interval.
         rounds: how often the whole is drawn.
         seed: of the draws.
+
+    Raises:
+        ValueError: there is no process, a process has no sample, or a sample is not finite.
+    """
+    import numpy as np
+
+    figures = _redrawn(processes, rounds, np.random.default_rng(seed))
+    low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_ratio(
+    base: Sequence[Sequence[float]],
+    head: Sequence[Sequence[float]],
+    *,
+    level: float = 0.95,
+    rounds: int = BOOTSTRAP_ROUNDS,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of head over base, each the median of process medians, of processes that are no pairs.
+
+    Args and errors as of `hierarchical_bootstrap`.
     """
     import numpy as np
 
     draws = np.random.default_rng(seed)
-    arrays = [np.asarray(process, dtype=np.float64) for process in processes]
-    # The medians of redrawn samples, for each process: which of them stand in a round is drawn afterwards.
-    redrawn = np.stack([np.median(draws.choice(a, size=(rounds, len(a))), axis=1) for a in arrays])
-    chosen = draws.integers(len(arrays), size=(rounds, len(arrays)))
-    figures = np.median(redrawn[chosen, np.arange(rounds)[:, None]], axis=1)
-    low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
+    ratios = _redrawn(head, rounds, draws) / _redrawn(base, rounds, draws)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _redrawn(processes: Sequence[Sequence[float]], rounds: int, draws: np.random.Generator) -> FloatArray:
+    """The median of process medians in each of `rounds` draws of processes, and of samples in them."""
+    _refuse_unusable(processes)
+    import numpy as np
+
+    chosen = draws.integers(len(processes), size=(rounds, len(processes)))
+    medians = np.empty(chosen.shape)
+    for place, process in enumerate(processes):
+        is_here = chosen == place
+        medians[is_here] = _redrawn_medians(np.sort(np.asarray(process, dtype=np.float64)), is_here.sum(), draws)
+    return np.asarray(np.median(medians, axis=1))
+
+
+def _redrawn_medians(ordered: FloatArray, number: int, draws: np.random.Generator) -> FloatArray:
+    """Medians of `number` samples, each as large as `ordered` (ascending) and drawn from it with replacement.
+
+    A draw is `ordered[floor(n * u)]` with uniform u, and rises with u: so the order statistics of the draws are those
+    of n uniform numbers, which are beta distributed, and none but the middle ones need be drawn.
+    """
+    import numpy as np
+
+    size = len(ordered)
+    upper = size // 2 + 1
+    below = draws.beta(size - upper + 1, upper, size=number)  # the middle one of an odd number, else the lower
+    first = ordered[(below * size).astype(int).clip(max=size - 1)]
+    if size % 2:
+        return first
+    # Of the size / 2 uniform numbers above the lower middle one, the least.
+    above = below + (1 - below) * draws.beta(1, size // 2, size=number)
+    return np.asarray((first + ordered[(above * size).astype(int).clip(max=size - 1)]) / 2)
+
+
+def _refuse_unusable(processes: Sequence[Sequence[float]]) -> None:
+    if not processes or not all(len(process) for process in processes):
+        raise ValueError("processes: expected at least one with at least one sample each")
+    if not all(math.isfinite(sample) for process in processes for sample in process):
+        raise ValueError("processes: expected finite samples")
 
 
 def variation(values: Sequence[float]) -> float:
@@ -113,8 +176,14 @@ def two_modes(values: Sequence[float]) -> tuple[float, ...]:
     """The centres of two groups of values if they are clearly two, else nothing.
 
     Clearly: at least two values in each, and between them a gap of at least 2 % of the median that is four times the
-    larger spread inside a group. Few values never show two modes by chance this way, but may hide them.
+    larger spread inside a group (eight times, of fewer than six values). Normal values show two modes by chance less
+    than once in 80 times; a mode that fewer than two values are in stays hidden.
+
+    Raises:
+        ValueError: a value is not finite.
     """
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"values: expected finite ones, got {list(values)[:8]}")
     ordered = sorted(values)
     if len(ordered) < 2 * _LEAST_IN_MODE:
         return ()
@@ -123,7 +192,8 @@ def two_modes(values: Sequence[float]) -> tuple[float, ...]:
     cut = max(places, key=lambda place: gaps[place])
     lower, upper = ordered[: cut + 1], ordered[cut + 1 :]
     spread = max(lower[-1] - lower[0], upper[-1] - upper[0])
-    is_wide = gaps[cut] > _LEAST_GAP * abs(median(ordered)) and gaps[cut] > _GAP_OVER_SPREAD * spread
+    factor = _GAP_OVER_SPREAD_OF_FEW if len(ordered) < _FEW else _GAP_OVER_SPREAD
+    is_wide = gaps[cut] > _LEAST_GAP * abs(median(ordered)) and gaps[cut] > factor * spread
     return (median(lower), median(upper)) if is_wide else ()
 
 

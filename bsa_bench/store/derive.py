@@ -1,4 +1,4 @@
-"""What follows from stored results: medians, the dense baseline, speed-ups, break-even points.
+"""What follows from stored results: a row for each case over its processes, the dense baseline, speed-ups.
 
 The one place of that arithmetic; the table, the report and the terminal all take it from here.
 """
@@ -6,12 +6,15 @@ The one place of that arithmetic; the table, the report and the terminal all tak
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from statistics import median
 
-from bsa_bench.result import Case, Result, Status
-from bsa_bench.stats import Summary, summarise
+from bsa_bench.result import Result, Status, worst_status
+from bsa_bench.store.latency import Latency, Ratio, latency, over
 from bsa_bench.workload import Workload, short_digest
+
+__all__ = ["Latency", "Ratio", "Row", "WorstError", "cohort", "derive", "scope"]
 
 LENGTH_FIELDS = {"frames", "height", "width", "grid", "tokens"}
 
@@ -21,39 +24,41 @@ DISTURBED_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A ratio of two medians. Low and high divide the far ends of their intervals, so the true range is narrower."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Row:
-    """A result, the statistics of its samples (seconds), and the dense row that it is compared with.
+    """A case over its processes: their results, the statistics of their samples (seconds), and the dense row.
 
-    `dense` is the fastest correct dense row of the same workload, pass, environment, timer and cache state, causal for
-    a causal row; null where there is none, or where this row is itself not verified: a ratio is a claim.
+    Attributes:
+        result: what the case came to: the result of the process that ended worst, of several the first.
+        whole, attend_only, attend_select: latencies over all processes; null where the case is not OK.
+        phases: median of the process medians, by phase.
+        dense: the fastest correct dense row of the same workload, pass, environment, timer and cache state, causal for
+            a causal row; null where there is none, or where this row is itself not verified: a ratio is a claim.
+        processes: the results of all processes that were measured, by index; those that were not reached are left out,
+            unless there are no others.
     """
 
     result: Result
-    whole: Summary | None
-    attend_only: Summary | None
-    attend_select: Summary | None
+    whole: Latency | None
+    attend_only: Latency | None
+    attend_select: Latency | None
     phases: dict[str, float]
     dense: Row | None
+    processes: tuple[Result, ...]
+
+    @property
+    def num_processes(self) -> int:
+        """In how many processes the case was measured."""
+        return self.whole.num_processes if self.whole else 0
 
     @property
     def is_correct(self) -> bool:
-        """Measured, and proved within its error budget."""
-        r = self.result
-        return r.status is Status.OK and self.whole is not None and r.correctness is not None and r.correctness.passed
+        """Measured, and proved within its error budget in each of its processes."""
+        return self.whole is not None and not self.is_unverified
 
     @property
     def is_unverified(self) -> bool:
-        """Measured, but never compared with an oracle."""
-        return self.result.status is Status.OK and self.result.correctness is None
+        """Measured, but in some process never compared with an oracle."""
+        return self.result.status is Status.OK and any(each.correctness is None for each in self.processes)
 
     @property
     def is_counted(self) -> bool:
@@ -76,11 +81,37 @@ class Row:
         return "unverified" if self.is_unverified else self.result.status.value
 
     @property
+    def other_cpu_share(self) -> float | None:
+        """The share of processor time that others took, in the process where it was largest; null where unknown."""
+        shares = [each.state.other_cpu_share for each in self.processes if each.state and each.timing]
+        return max((share for share in shares if share is not None), default=None)
+
+    @property
     def is_disturbed(self) -> bool:
         """Whether others took the processor while a CPU case was timed, so that its times are not its own."""
-        state, timing = self.result.state, self.result.timing
-        share = state.other_cpu_share if state else None
-        return timing is not None and timing.timer == "host" and (share or 0.0) > DISTURBED_SHARE
+        timing = self.result.timing
+        return timing is not None and timing.timer == "host" and (self.other_cpu_share or 0.0) > DISTURBED_SHARE
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the warm-up settled before its cap in all processes."""
+        return all(each.timing.settled for each in self.processes if each.timing)
+
+    @property
+    def is_throttled(self) -> bool:
+        """Whether the device throttled while one of the processes was timed."""
+        states = [each.state for each in self.processes if each.state and each.timing]
+        return any(any((state.throttle_ns or {}).values()) for state in states)
+
+    @property
+    def is_bimodal(self) -> bool:
+        """Whether the processes fall into two groups, so that the median is of one of them or between."""
+        return self.whole is not None and bool(self.whole.modes)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """`disturbed`, `bimodal`: why its figures are no headline."""
+        return ("disturbed",) * self.is_disturbed + ("bimodal",) * self.is_bimodal
 
     @property
     def num_tokens(self) -> int:
@@ -127,20 +158,17 @@ class Row:
 
     @property
     def worst_error(self) -> WorstError | None:
-        """The checked output that comes nearest to its budget (or passes it farthest)."""
-        checks = self.result.correctness
-        if checks is None or not checks.checked:
-            return None
+        """The checked output that comes nearest to its budget (or passes it farthest), of all processes."""
         errors = [
-            WorstError(name, figures.relative_l2, checks.budget.get(name)) for name, figures in checks.checked.items()
+            WorstError(name, figures.relative_l2, checks.budget.get(name))
+            for checks in (each.correctness for each in self.processes)
+            if checks
+            for name, figures in checks.checked.items()
         ]
-        return max(errors, key=lambda e: e.relative_l2 / e.budget if e.budget else e.relative_l2)
+        return max(errors, key=lambda e: e.relative_l2 / e.budget if e.budget else e.relative_l2, default=None)
 
-    def _over_dense(self, own: Summary | None) -> Ratio | None:
-        if self.dense is None or self.dense.whole is None or own is None or own.low <= 0:
-            return None
-        dense = self.dense.whole
-        return Ratio(dense.median / own.median, dense.low / own.high, dense.high / own.low)
+    def _over_dense(self, own: Latency | None) -> Ratio | None:
+        return over(self.dense.whole, own) if self.dense and self.dense.whole and own else None
 
 
 @dataclass(frozen=True)
@@ -152,40 +180,32 @@ class WorstError:
     budget: float | None
 
 
-@dataclass(frozen=True)
-class BreakEven:
-    """Where the whole operator overtakes the fastest dense row, along one axis (tokens, or 1/density).
-
-    `at` is null when it is not reached in the measured range. It equals the smallest measured point when all points are
-    faster; otherwise it is interpolated, log-log, between `below` (not faster) and `above` (faster from here on).
-    """
-
-    rows: tuple[Row, ...]
-    at: float | None
-    below: float | None
-    above: float | None
-
-    @property
-    def is_interpolated(self) -> bool:
-        """Whether `at` lies between two measured points."""
-        return self.below is not None and self.above is not None
-
-
 def derive(results: Iterable[Result]) -> list[Row]:
-    """Derive a row from each result, in the same order."""
-    rows = [_alone(result) for result in results]
+    """Derive a row for each case, in the order of their first results.
+
+    Args:
+        results: at most one for each process of a case in an environment, as `Run.latest` gives them.
+
+    Raises:
+        ValueError: two results are of the same process of a case.
+    """
+    cases: dict[tuple[str, str], dict[int, Result]] = {}
+    for result in results:
+        processes = cases.setdefault((result.case_hash, result.env_hash), {})
+        if result.process_index in processes:
+            raise ValueError(
+                f"results: expected one for each process of a case, got two of {result.case_id}, process "
+                f"{result.process_index}"
+            )
+        processes[result.process_index] = result
+    rows = [_alone(processes) for processes in cases.values()]
     baselines: dict[tuple[str, ...], Row] = {}
     for row in rows:
         if row.is_dense and row.is_correct:
-            best = baselines.get(_cohort(row))
+            best = baselines.get(cohort(row))
             if best is None or _median(row) < _median(best):
-                baselines[_cohort(row)] = row
-    return [
-        Row(row.result, row.whole, row.attend_only, row.attend_select, row.phases, baselines.get(_cohort(row)))
-        if row.is_correct
-        else row
-        for row in rows
-    ]
+                baselines[cohort(row)] = row
+    return [replace(row, dense=baselines.get(cohort(row))) if row.is_correct else row for row in rows]
 
 
 def scope(workload: Workload) -> str:
@@ -193,73 +213,35 @@ def scope(workload: Workload) -> str:
     return short_digest(workload.model_dump(mode="json", exclude=LENGTH_FIELDS))
 
 
-def break_even_lengths(rows: Iterable[Row]) -> list[BreakEven]:
-    """Find the break-even length of each sparse family: all is the same but the length."""
-    families: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        if not row.is_dense and row.speedup:
-            case = row.result.case
-            key = (
-                scope(case.workload),
-                case.implementation,
-                case.passes,
-                short_digest(case.options),
-                *_cohort(row)[2:],
-            )
-            families.setdefault(key, []).append(row)
-    return [_crossing([(float(row.num_tokens), row) for row in family]) for family in families.values()]
-
-
-def break_even_densities(rows: Iterable[Row]) -> list[BreakEven]:
-    """Find the break-even point along 1/density of each sparse family with several densities at one workload."""
-    rows = list(rows)
-    densities = density_options(row.result.case for row in rows)
-    families: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        if not row.is_dense and row.speedup and row.density:
-            case = row.result.case
-            options = {name: value for name, value in case.options.items() if name != densities.get(case.method)}
-            families.setdefault((case.implementation, short_digest(options), *_cohort(row)), []).append(row)
-    return [
-        _crossing([(row.ideal_speedup or 1.0, row) for row in family])
-        for family in families.values()
-        if len({row.density for row in family}) > 1
-    ]
-
-
-def density_options(cases: Iterable[Case]) -> dict[str, str]:
-    """Of each method the option that a run varies as its density: the number with most values, the last of equals."""
-    values: dict[str, dict[str, set[float]]] = {}
-    for case in cases:
-        found = values.setdefault(case.method, {})
-        for name, value in case.options.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                found.setdefault(name, set()).add(value)
-    chosen = {}
-    for method, options in values.items():
-        varying = [
-            (len(numbers), place, name) for place, (name, numbers) in enumerate(options.items()) if len(numbers) > 1
-        ]
-        if varying:
-            chosen[method] = max(varying)[2]
-    return chosen
-
-
-def _alone(result: Result) -> Row:
-    timing = result.timing
-    if timing is None:
-        return Row(result, None, None, None, {}, None)
+def _alone(by_index: Mapping[int, Result]) -> Row:
+    """A row without its dense row."""
+    ordered = [by_index[index] for index in sorted(by_index)]
+    processes = tuple(result for result in ordered if result.status.is_final) or tuple(ordered)
+    status = worst_status(result.status for result in processes)
+    worst = next(result for result in processes if result.status is status)
+    if status is not Status.OK:
+        if len(processes) > 1:
+            where = f"in process {worst.process_index + 1}"
+            worst = worst.model_copy(update={"reason": f"{where}: {worst.reason}" if worst.reason else where})
+        return Row(worst, None, None, None, {}, None, processes)
+    timings = {result.process_index: result.timing for result in processes if result.timing}
+    names = dict.fromkeys(name for timing in timings.values() for name in timing.phases)
     return Row(
-        result,
-        whole=summarise(timing.samples),
-        attend_only=summarise(timing.attend_only) if timing.attend_only else None,
-        attend_select=summarise(timing.attend_select) if timing.attend_select else None,
-        phases={name: summarise(samples).median for name, samples in timing.phases.items() if samples},
+        worst,
+        whole=latency({index: timing.samples for index, timing in timings.items()}),
+        attend_only=latency({index: timing.attend_only for index, timing in timings.items()}),
+        attend_select=latency({index: timing.attend_select for index, timing in timings.items()}),
+        phases={
+            name: median(median(samples) for timing in timings.values() if (samples := timing.phases.get(name)))
+            for name in names
+            if any(timing.phases.get(name) for timing in timings.values())
+        },
         dense=None,
+        processes=processes,
     )
 
 
-def _cohort(row: Row) -> tuple[str, ...]:
+def cohort(row: Row) -> tuple[str, ...]:
     """Name what two rows must share before one may be divided by the other."""
     result = row.result
     assert result.timing is not None or not row.is_correct
@@ -270,23 +252,3 @@ def _cohort(row: Row) -> tuple[str, ...]:
 
 def _median(row: Row) -> float:
     return row.whole.median if row.whole else math.inf
-
-
-def _crossing(points: Sequence[tuple[float, Row]]) -> BreakEven:
-    ordered = sorted(points, key=lambda point: point[0])
-    rows = tuple(row for _, row in ordered)
-    slowest: dict[float, float] = {}
-    for x, row in ordered:
-        assert row.speedup is not None
-        slowest[x] = min(row.speedup.value, slowest.get(x, math.inf))
-    xs = list(slowest)
-    first_faster = next((i for i in range(len(xs)) if all(slowest[x] > 1 for x in xs[i:])), None)
-    if first_faster is None:
-        return BreakEven(rows, None, xs[-1], None)
-    above = xs[first_faster]
-    if first_faster == 0:
-        return BreakEven(rows, above, None, above)
-    below = xs[first_faster - 1]
-    rise = math.log(slowest[above]) - math.log(slowest[below])
-    share = -math.log(slowest[below]) / rise
-    return BreakEven(rows, math.exp(math.log(below) + share * (math.log(above) - math.log(below))), below, above)

@@ -3,144 +3,37 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bsa_bench.catalog import METHODS, load_method
 from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.result import Environment, Result
+from bsa_bench.store.columns import COLUMNS, LISTS, OPTION, PHASES
 from bsa_bench.store.derive import Row, derive
-from bsa_bench.store.reader import read_run
+from bsa_bench.store.reader import Run, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ExportFormat = Literal["csv", "parquet"]
+__all__ = [
+    "COLUMNS",
+    "PHASES",
+    "SHORT_LEVEL",
+    "TableFormat",
+    "environment_of",
+    "export",
+    "flags",
+    "frame_of",
+    "load_frame",
+    "write_table",
+]
 
-PHASES = (
-    "permute",
-    "select",
-    "plan",
-    "attend",
-    "fill",
-    "restore",
-    "restore_backward",
-    "fill_backward",
-    "attend_backward",
-    "permute_backward",
-)
-OPTION = "option_"
+TableFormat = Literal["csv", "parquet"]
 
-
-def _option_columns() -> dict[str, tuple[str, str]]:
-    """A column for each option of the methods that come with the bench; numbers where it holds nothing else."""
-    found: dict[str, list[bool]] = {}
-    owners: dict[str, list[str]] = {}
-    for method in METHODS:
-        for name, about in load_method(method).Options.model_fields.items():
-            words = set(re.findall(r"\w+", str(about.annotation).replace("Annotated", "")))
-            found.setdefault(name, []).append(bool(words & {"int", "float"}) and not words & {"tuple", "str", "bool"})
-            owners.setdefault(name, []).append(method)
-    return {
-        f"{OPTION}{name}": ("float64" if all(found[name]) else "object", f"option of {', '.join(owners[name])}")
-        for name in sorted(found)
-    }
-
-
-# Name -> (dtype, meaning). Missing values are NaN, <NA> or None, never 0.
-COLUMNS: dict[str, tuple[str, str]] = {
-    "run_id": ("object", "the run"),
-    "seq": ("Int64", "order of execution in the run"),
-    "utc": ("object", "when the case ended"),
-    "suite": ("object", "the suite that asked for the case"),
-    "case_id": ("object", "readable name of the case"),
-    "case_hash": ("object", "digest of what is measured; the resume key"),
-    "env_hash": ("object", "digest of the environment; timings compare only within one"),
-    "model": ("object", "model preset, if any"),
-    "tokens": ("Int64", "length of the attention"),
-    "grid": ("object", "tokens along time x height x width"),
-    "frames": ("Int64", "video frames; missing where the length was given otherwise"),
-    "height": ("Int64", "video height in pixels"),
-    "width": ("Int64", "video width in pixels"),
-    "batch": ("Int64", "batch"),
-    "heads": ("Int64", "attention heads"),
-    "head_dim": ("Int64", "elements a head"),
-    "dtype": ("object", "number format of q, k, v"),
-    "input": ("object", "where q, k, v come from"),
-    "workload_digest": ("object", "digest of the whole workload, its input included"),
-    "implementation": ("object", "method@engine"),
-    "method": ("object", "what is attended"),
-    "engine": ("object", "who computes it"),
-    "variant": ("object", "the suite's name for this set of options, if any"),
-    "pass": ("object", "forward, backward or forward+backward"),
-    "options": ("object", "the method's options as JSON"),
-    **_option_columns(),
-    "is_dense": ("boolean", "dense attention, which the others are compared with"),
-    "is_causal": ("boolean", "a query sees no later key; compared with causal dense attention"),
-    "is_adapted": ("boolean", "run otherwise than its authors do"),
-    "status": ("object", "how the case ended"),
-    "reason": ("object", "why, in a sentence, where it is not OK"),
-    "is_correct": ("boolean", "measured, and proved within its error budget"),
-    "backend": ("object", "the backend that ran"),
-    "engine_version": ("object", "version of the engine"),
-    "timer": ("object", "host or event"),
-    "cache": ("object", "cold or warm L2"),
-    "num_samples": ("Int64", "latency samples of the whole operator"),
-    "median_s": ("float64", "median latency of the whole operator"),
-    "low_s": ("float64", "lower end of the median's interval"),
-    "high_s": ("float64", "upper end of the median's interval"),
-    "interval_level": ("float64", "coverage that the interval reaches"),
-    "q1_s": ("float64", "first quartile"),
-    "q3_s": ("float64", "third quartile"),
-    "p95_s": ("float64", "95th percentile"),
-    "min_s": ("float64", "fastest sample"),
-    "variation": ("float64", "standard deviation / mean"),
-    "samples": ("object", "all samples in seconds, in order (a list; JSON text in a CSV)"),
-    "first_call_s": ("float64", "the first call, compilation included"),
-    "warmup_s": ("float64", "time spent warming up"),
-    "settled": ("boolean", "whether the warm-up settled before its cap"),
-    "attend_only_s": ("float64", "median of the attend phase"),
-    "attend_select_s": ("float64", "median of attend + select"),
-    **{f"phase_{name}_s": ("float64", f"median of the {name} phase") for name in PHASES},
-    "peak_above_inputs_bytes": ("Int64", "peak memory above the inputs"),
-    "peak_bytes": ("Int64", "absolute peak memory"),
-    "inputs_bytes": ("Int64", "bytes of the inputs"),
-    "predicted_bytes": ("Int64", "peak memory predicted before the start"),
-    "flops_executed": ("float64", "FLOP of the matrix products as executed, padding included"),
-    "flops_nominal": ("float64", "FLOP of the unmasked pairs"),
-    "flops_dense_equiv": ("float64", "FLOP of the dense attention that it is compared with"),
-    "flops_selection": ("float64", "FLOP of the selection"),
-    "executed_flop_per_s": ("float64", "flops_executed / median_s"),
-    "sparsity_nominal": ("float64", "sparsity asked for"),
-    "density_realised": ("float64", "the work of the method over that of dense attention"),
-    "kv_density_realised": ("float64", "key/value density of the plan in use"),
-    "query_keep_realised": ("float64", "share of queries computed"),
-    "row_imbalance": ("float64", "longest list / mean list"),
-    "head_imbalance": ("float64", "busiest head / mean head"),
-    "union_efficiency": ("float64", "share of the work of groups that share lists that their members asked for"),
-    "list_mean": ("float64", "mean KV blocks of the lists that the engine walks, shared by groups or not"),
-    "list_max": ("Int64", "the longest of them"),
-    "num_dead_blocks": ("Int64", "key/value blocks that no query block chose"),
-    "plan_digest": ("object", "digest of the plan in use"),
-    "counters": ("object", "what the method counts besides, as JSON"),
-    "error_relative_l2": ("float64", "error against the masked oracle, of the output nearest to its budget"),
-    "error_budget": ("float64", "what that error may be"),
-    "dense_error_relative_l2": ("float64", "error of the output against dense attention"),
-    "dense_error_cosine": ("float64", "cosine similarity of the output to dense attention"),
-    "mass_kept": ("float64", "share of the dense attention mass that the plan kept"),
-    "rows_checked": ("Int64", "query rows of each head that were compared"),
-    "dense_baseline": ("object", "fastest correct dense implementation of the same workload and pass"),
-    "speedup_over_dense": ("float64", "of the whole operator over dense_baseline"),
-    "speedup_low": ("float64", "from the far ends of both intervals"),
-    "speedup_high": ("float64", "from the far ends of both intervals"),
-    "speedup_attend_only": ("float64", "of the attend phase over dense_baseline"),
-    "speedup_attend_select": ("float64", "of attend + select over dense_baseline"),
-    "ideal_speedup": ("float64", "1 / density_realised"),
-    "achieved_share": ("float64", "speedup_over_dense / ideal_speedup"),
-    "paper_speedup": ("float64", "a paper's figure for this row; not measured here"),
-    "paper_standing": ("object", "P the paper, N second-hand notes, D our derivation"),
-    "wall_s": ("float64", "time that the case took in all"),
-}
+#: An interval that covers less than this is called short.
+SHORT_LEVEL = 0.9
 
 
 def load_frame(path: str | Path) -> pd.DataFrame:
@@ -152,9 +45,14 @@ def load_frame(path: str | Path) -> pd.DataFrame:
     Raises:
         StoreError: as `read_run`.
     """
+    return frame_of(read_run(path))
+
+
+def frame_of(run: Run) -> pd.DataFrame:
+    """Lay a run that was read already out as the table of `load_frame`."""
     import pandas as pd
 
-    rows = [_flatten(row) for row in derive(read_run(path).latest())]
+    rows = [_flatten(row, environment_of(run, row.result)) for row in derive(run.latest())]
     extra = sorted({name for row in rows for name in row} - set(COLUMNS))
     dtypes = {name: dtype for name, (dtype, _) in COLUMNS.items()}
     dtypes |= {name: "object" if name.startswith(OPTION) else "float64" for name in extra}
@@ -162,7 +60,7 @@ def load_frame(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def export(path: str | Path, *, to: ExportFormat, out: str | Path) -> Path:
+def export(path: str | Path, *, to: TableFormat, out: str | Path) -> Path:
     """Write the flat table of the run at `path` to the file `out`; return it.
 
     Raises:
@@ -171,21 +69,58 @@ def export(path: str | Path, *, to: ExportFormat, out: str | Path) -> Path:
     """
     if to not in {"csv", "parquet"}:
         raise UsageError(f"export format: got {to!r}, expected csv or parquet")
-    frame = load_frame(path)
-    target = Path(out)
+    return write_table(read_run(path), to=to, out=Path(out))
+
+
+def write_table(run: Run, *, to: TableFormat, out: Path) -> Path:
+    """Write the flat table of a run that was read already to the file `out`; return it.
+
+    Raises:
+        StoreError: `out` cannot be written.
+    """
+    frame = frame_of(run)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
         if to == "csv":
-            frame["samples"] = [json.dumps(s) if s is not None else None for s in frame["samples"]]
-            frame.to_csv(target, index=False)
+            for name in LISTS:
+                frame[name] = [json.dumps(cell) if cell is not None else None for cell in frame[name]]
+            frame.to_csv(out, index=False)
         else:
-            frame.to_parquet(target, index=False)
+            frame.to_parquet(out, index=False)
     except OSError as error:
-        raise StoreError(f"{target}: cannot be written: {error.strerror or error}") from error
-    return target
+        raise StoreError(f"{out}: cannot be written: {error.strerror or error}") from error
+    return out
 
 
-def _flatten(row: Row) -> dict[str, object]:
+def environment_of(run: Run, result: Result) -> Environment | None:
+    """Where a case was measured: the environment of the last start of the run before it, of those of its digest.
+
+    The digest names no commit, and a run may be resumed at another one.
+    """
+    ended = datetime.fromisoformat(result.utc)
+    starts = [line for line in run.run_lines if line.environment.hash == result.env_hash]
+    before = [line for line in starts if datetime.fromisoformat(line.utc) <= ended]
+    return (before or starts)[-1].environment if starts else None
+
+
+def flags(row: Row) -> dict[str, bool | None]:
+    """What a report marks a row with, by the names of its columns; null where it was not looked for."""
+    whole, timed = row.whole, [each for each in row.processes if each.timing]
+    is_host = any(each.timing.timer == "host" for each in timed if each.timing)
+    looked_at_cpu = bool(timed) and (not is_host or row.other_cpu_share is not None)
+    looked_at_throttling = any(each.state and each.state.throttle_ns is not None for each in timed)
+    return {
+        "is_unverified": row.is_unverified,
+        "is_baseline": row.is_baseline,
+        "is_disturbed": row.is_disturbed if looked_at_cpu else None,
+        "is_throttled": row.is_throttled if looked_at_throttling else None,
+        "is_interval_short": whole.interval_level < SHORT_LEVEL if whole else None,
+        "is_bimodal": row.is_bimodal if row.num_processes > 1 else None,
+        "settled": row.is_settled if timed else None,
+    }
+
+
+def _flatten(row: Row, environment: Environment | None) -> dict[str, object]:
     r = row.result
     case, workload = r.case, r.case.workload
     whole, dense, worst, speedup = row.whole, row.dense, row.worst_error, row.speedup
@@ -202,6 +137,7 @@ def _flatten(row: Row) -> dict[str, object]:
         "is_dense": case.claims.is_dense,
         "is_causal": case.claims.causal,
         "is_adapted": case.claims.adapted,
+        "approximates_dense": case.claims.approximates_dense,
         "status": r.status.value,
         "is_correct": row.is_correct,
         "executed_flop_per_s": row.executed_flop_per_s,
@@ -213,6 +149,7 @@ def _flatten(row: Row) -> dict[str, object]:
         "speedup_over_dense": speedup.value if speedup else None,
         "speedup_low": speedup.low if speedup else None,
         "speedup_high": speedup.high if speedup else None,
+        "speedup_level": speedup.interval_level if speedup else None,
         "speedup_attend_only": row.speedup_attend_only.value if row.speedup_attend_only else None,
         "speedup_attend_select": row.speedup_attend_select.value if row.speedup_attend_select else None,
         "ideal_speedup": row.ideal_speedup,
@@ -220,23 +157,39 @@ def _flatten(row: Row) -> dict[str, object]:
         "attend_only_s": row.attend_only.median if row.attend_only else None,
         "attend_select_s": row.attend_select.median if row.attend_select else None,
     }
+    flat |= flags(row) | {"other_cpu_share": row.other_cpu_share}
     flat |= {f"{OPTION}{name}": _plain(value) for name, value in case.options.items()}
     flat |= {f"phase_{name}_s": median for name, median in row.phases.items()}
     if whole:
         flat |= {"num_samples": whole.num_samples, "median_s": whole.median, "low_s": whole.low, "high_s": whole.high}
         flat |= {"q1_s": whole.q1, "q3_s": whole.q3, "p95_s": whole.p95, "min_s": whole.minimum}
         flat |= {"interval_level": whole.interval_level, "variation": whole.variation}
+        flat |= {"num_processes": whole.num_processes, "variation_within": whole.within}
+        flat["variation_between"] = whole.between if whole.num_processes > 1 else None
+        samples = [each.timing.samples for each in row.processes if each.timing]
+        flat["samples"] = [sample for own in samples for sample in own]
+        flat["samples_per_process"] = [len(own) for own in samples]
+        flat["process_medians_s"] = list(whole.medians.values())
+    checks = [each.correctness for each in row.processes if each.correctness]
+    flat["inputs_unchanged"] = _all(each.inputs_unchanged for each in checks)
+    flat["repeat_identical"] = _all(each.repeat_identical for each in checks)
     if r.correctness and r.correctness.dense:
         flat["dense_error_relative_l2"] = r.correctness.dense.relative_l2
         flat["dense_error_cosine"] = r.correctness.dense.cosine
     if case.paper:
         flat |= {"paper_speedup": case.paper.speedup, "paper_standing": case.paper.standing}
     # The rest bears its stored name.
-    for part in (r, case, workload, r.timing, r.memory, r.work):
+    for part in (r, case, workload, r.timing, r.memory, r.work, environment):
         if part is not None:
             fields = type(part).model_fields
             flat |= {name: getattr(part, name) for name in COLUMNS if name in fields and name not in flat}
     return flat
+
+
+def _all(values: Iterable[bool | None]) -> bool | None:
+    """Whether all of those that are known hold; null where none is."""
+    known = [value for value in values if value is not None]
+    return all(known) if known else None
 
 
 def _plain(value: object) -> object:

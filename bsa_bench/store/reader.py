@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bsa_bench.errors import StoreError
-from bsa_bench.result import SCHEMA_VERSION, Environment, Result, RunLine
+from bsa_bench.result import SCHEMA_VERSION, Environment, Result, RunLine, Status, missing_processes
 from bsa_bench.store import schema1
 
 RESULTS_FILE = "results.jsonl"
@@ -19,9 +19,9 @@ RESULTS_FILE = "results.jsonl"
 class Run:
     """A stored run, as read.
 
-    A run has a line for each time it was started or resumed, and a result line for each attempt at a case; a case that
-    was resumed has several. `path` is the results file. `torn_line` is the number of an unfinished last line, which
-    was left out: its writer was killed in the middle of it.
+    A run has a line for each time it was started or resumed, and a result line for each attempt at a case in a process;
+    a case that is measured in several processes, or was resumed, has several. `path` is the results file. `torn_line`
+    is the number of an unfinished last line, which was left out: its writer was killed in the middle of it.
     """
 
     path: Path
@@ -40,18 +40,40 @@ class Run:
         return self.run_lines[-1].environment
 
     @property
+    def num_processes(self) -> int:
+        """In how many processes each case was to be measured, when the run was last started or resumed."""
+        return self.run_lines[-1].num_processes
+
+    @property
     def num_remaining(self) -> int:
-        """How many of the cases asked for have no final status yet."""
-        return max(self.run_lines[-1].num_cases - sum(r.status.is_final for r in self.latest()), 0)
+        """How many of the cases asked for have processes without a final status that are yet to be measured."""
+        known: dict[str, dict[int, Status]] = {}
+        for result in self.latest():
+            known.setdefault(result.case_hash, {})[result.process_index] = result.status
+        num_done = sum(not missing_processes(statuses, self.num_processes) for statuses in known.values())
+        return max(self.run_lines[-1].num_cases - num_done, 0)
 
     def latest(self) -> list[Result]:
-        """One result a case, in the order of execution: the last final one, else the last."""
-        chosen: dict[str, int] = {}
+        """One result for each process of a case, in the order of execution: the last final one, else the last.
+
+        All results of one case are of one environment: that of its last final result, else of its last.
+        """
+        newest: dict[str, Result] = {}
+        chosen: dict[tuple[str, int], int] = {}
+        for result in self.results:
+            before = newest.get(result.case_hash)
+            if before is None or _replaces(result, before):
+                newest[result.case_hash] = result
         for index, result in enumerate(self.results):
-            before = chosen.get(result.case_hash)
-            if before is None or result.status.is_final or not self.results[before].status.is_final:
-                chosen[result.case_hash] = index
+            place = chosen.get((result.case_hash, result.process_index))
+            is_here = result.env_hash == newest[result.case_hash].env_hash
+            if is_here and (place is None or _replaces(result, self.results[place])):
+                chosen[result.case_hash, result.process_index] = index
         return [self.results[index] for index in sorted(chosen.values())]
+
+
+def _replaces(result: Result, before: Result) -> bool:
+    return result.status.is_final or not before.status.is_final
 
 
 def read_run(path: str | Path) -> Run:

@@ -63,6 +63,11 @@ class Suite:
         return self.layer.part.profile or "quick"
 
     @property
+    def num_processes(self) -> int | None:
+        """In how many processes each case is measured; null leaves it to the profile."""
+        return self.layer.part.processes
+
+    @property
     def limits(self) -> Limits:
         """Time limits."""
         part = self.layer.part
@@ -91,9 +96,9 @@ class Suite:
     def digest(self) -> str:
         """Short stable digest of what is measured and how long; not of titles or file names."""
         limits = self.limits
-        return short_digest(
-            [self.profile, limits.time_limit_s, limits.budget_s, [case.case_hash for case in self._expansion.cases]]
-        )
+        times = [self.profile, limits.time_limit_s, limits.budget_s]
+        processes = [self.num_processes] if self.num_processes else []
+        return short_digest([*times, *processes, [case.case_hash for case in self._expansion.cases]])
 
     @cached_property
     def _expansion(self) -> Expansion:

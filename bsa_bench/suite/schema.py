@@ -3,6 +3,7 @@
     title = "Quick look"                  # required
     description = "..."
     profile = "quick"                     # or "report": how long to warm up and to sample
+    processes = 5                         # in which each case is measured; default: 1, of the profile "report" 5
     implementations = ["full@sdpa-flash", "bsa@gather"]             # required
     passes = ["forward", "backward", "forward+backward"]            # default: all three
     time_limit_s = 600                    # of one case
@@ -130,6 +131,7 @@ class Part(_Table):
     title: Annotated[str, Field(min_length=1)] | None = None
     description: str | None = None
     profile: Literal["quick", "report"] | None = None
+    processes: PositiveInt | None = None
     time_limit_s: PositiveFloat | None = None
     budget_s: PositiveFloat | None = None
     order: Literal["informative", "listed"] | None = None

@@ -1,7 +1,7 @@
 """A worker that follows a script: `fake_worker.py SCRIPT --events-fd N`, with the standard library only, to start fast.
 
 The script is a JSON object: `log`, a file that gets a line for each case begun, and `cases`, a list of
-`{case, action, result}`.
+`{case, actions, results}`: what happens the first time that the case is begun, the second, and so on; the last goes on.
 """
 
 import json
@@ -23,9 +23,14 @@ def main():
     sys.stderr.write("hello from the worker\n")
     for case in job["cases"]:
         step = next(s for s in script["cases"] if s["case"] == case)
-        action, _, argument = step["action"].partition(":")
-        with Path(script["log"]).open("a") as log:
-            log.write(f"{os.getpid()} {step['result']['case_id']}\n")
+        case_id = step["results"][0]["case_id"]
+        with Path(script["log"]).open("a+") as log:
+            log.seek(0)
+            before = sum(line.split()[1] == case_id for line in log)
+            log.write(f"{os.getpid()} {case_id}\n")
+        turn = min(before, len(step["actions"]) - 1)
+        action, _, argument = step["actions"][turn].partition(":")
+        result = step["results"][turn]
         if action == "mute":
             raise SystemExit("cannot import torch")
         send({"event": "progress", "text": "verifying"})
@@ -44,13 +49,13 @@ def main():
             os.write(fd, b"{not json\n")
             time.sleep(60)
         elif action == "twice":
-            send({"event": "result", "result": step["result"]})
+            send({"event": "result", "result": result})
         elif action == "slow":
             time.sleep(float(argument))
         elif action == "torn":
-            os.write(fd, json.dumps({"event": "result", "result": step["result"]}).encode()[:100])
+            os.write(fd, json.dumps({"event": "result", "result": result}).encode()[:100])
             raise SystemExit(1)
-        send({"event": "result", "result": step["result"]})
+        send({"event": "result", "result": result})
         if action == "linger":
             time.sleep(60)
 

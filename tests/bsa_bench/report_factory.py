@@ -146,6 +146,11 @@ def measured(of: Case | None = None, *, median: float | None = None, seq: int = 
     return result(of, seq=seq, **(base | fields))
 
 
+def repeated(of: Case | None = None, *, medians: Sequence[float], **fields: Any) -> list[Result]:
+    """An OK result for each process, with these medians in seconds."""
+    return [measured(of, median=median, process_index=index, **fields) for index, median in enumerate(medians)]
+
+
 def counted(of: Case, **counters: float) -> Result:
     """A result that is verified and has counters in place of a latency."""
     whole = measured(of)

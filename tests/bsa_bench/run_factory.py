@@ -72,13 +72,22 @@ class Bench:
         self.output = self.folder / "progress.txt"
 
     def settings(self, cases, actions, **fields):
-        """`actions` maps a case to what the worker does in it; a missing one is "ok"; a Status is the result's."""
+        """`actions` maps a case to what the worker does in it; a missing one is "ok"; a Status is the result's.
+
+        A list is of what it does the first time, the second, and so on; the last goes on.
+        """
         steps = []
         for one in cases:
-            action = actions.get(one, "ok")
-            status = action if isinstance(action, Status) else Status.OK
-            result = worker_result(one, status=status).model_dump(mode="json")
-            steps.append({"case": one.model_dump(mode="json"), "action": str(action), "result": result})
+            turns = actions.get(one, "ok")
+            turns = turns if isinstance(turns, list) else [turns]
+            results = [worker_result(one, status=a if isinstance(a, Status) else Status.OK) for a in turns]
+            steps.append(
+                {
+                    "case": one.model_dump(mode="json"),
+                    "actions": list(map(str, turns)),
+                    "results": [result.model_dump(mode="json") for result in results],
+                }
+            )
         script = self.folder / "script.json"
         script.write_text(json.dumps({"log": str(self.log), "cases": steps}))
         command = (sys.executable, "-S", str(FAKE_WORKER), str(script))

@@ -64,6 +64,9 @@ def test_the_version_is_that_of_the_package(bench):
         (["run", "--suite", "quick", "--colour"], "No such option: --colour"),
         (["run", "--suite", "quick", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["run", "--suite", "quick", "--threads", "0"], "--threads"),
+        (["run", "--suite", "quick", "--processes", "0"], "--processes"),
+        (["run", "--suite", "quick", "--seed", "-1"], "--seed"),
+        (["run", "--suite", "quick", "processes=two"], "override: processes: got 'two'"),
         (["export", "--to", "xlsx"], "'xlsx' is not one of 'csv', 'parquet'"),
         (["list", "everything"], "'everything' is not one of"),
         (["measure"], "No such command 'measure'"),
@@ -258,6 +261,48 @@ def test_a_dry_run_lists_the_cases_and_touches_nothing(bench, scripted, folder):
     document = json.loads(bench("run", "--suite", "tiny.toml", "--dry-run", "--json")[1])
     assert [case["runs"] for case in document["cases"]] == [True, True, False]
     assert document["seconds"] > 0
+
+
+def test_a_dry_run_of_several_processes_predicts_all_of_them(bench, scripted):
+    scripted()
+    once = json.loads(bench("run", "--suite", "tiny.toml", "--dry-run", "--json")[1])
+    thrice = json.loads(bench("run", "--suite", "tiny.toml", "--dry-run", "--json", "--processes", "3")[1])
+    assert (once["num_processes"], thrice["num_processes"]) == (1, 3)
+    assert thrice["seconds"] == pytest.approx(3 * once["seconds"])
+    out = bench("run", "--suite", "tiny.toml", "--dry-run", "--processes", "3")[1]
+    assert "3 of 3 cases would run in 3 processes each, about " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line", "number"),
+    [
+        ([], "", 1),
+        (["--profile", "report"], "", 5),
+        (["--profile", "report"], "processes = 2", 2),
+        (["processes=3"], "processes = 2", 3),
+        (["--processes", "4", "processes=3"], "processes = 2", 4),
+    ],
+)
+def test_the_flag_stands_above_the_suite_and_the_suite_above_the_profile(arguments, line, number, bench, scripted):
+    Path("tiny.toml").write_text(f"{line}\n{TINY}")
+    scripted()
+    document = json.loads(bench("run", "--suite", "tiny.toml", "--dry-run", "--json", *arguments)[1])
+    assert document["num_processes"] == number
+
+
+@pytest.mark.slow
+def test_a_run_of_several_processes_is_stored_printed_and_counted_as_cases(bench, scripted):
+    scripted({"bsa@gather": Status.WRONG})
+    code, out, err = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--processes", "2", "--seed", "9", "--json")
+    document = json.loads(out)
+    assert code == document["exit_code"] == 3
+    assert document["counts"] == {"OK": 2, "WRONG": 1}
+    assert document["num_processes"] == 2
+    assert "[5/5]" in err
+    run = read_run("results/r")
+    assert (run.run_lines[0].num_processes, run.run_lines[0].seed) == (2, 9)
+    assert sorted(r.process_index for r in run.results) == [0, 0, 0, 1, 1]
+    assert "to be measured in 2 processes each" in Path("reports/r/report.md").read_text()
 
 
 @pytest.mark.slow

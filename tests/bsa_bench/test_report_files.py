@@ -76,7 +76,10 @@ def test_a_run_over_lengths_has_a_plot_of_each_kind_for_each_measured_pass(quick
 def test_the_findings_name_the_fastest_correct_row_and_the_ideal(quick):
     _, text = quick
     assert "forward, 16,384 tokens (2 heads x 64, float32, video:testclip): **`bsa@gather`**" in text
-    assert re.search(r"`bsa@gather` as a whole operator is \*\*[\d.]+x faster than\*\* `full@sdpa-flash`; ideal", text)
+    assert re.search(
+        r"`bsa@gather` as a whole operator is \*\*[\d.]+x faster than\*\* `full@sdpa-flash` \(one process\); ideal",
+        text,
+    )
     assert re.search(r"Attend only [\d.]+x and attend \+ select [\d.]+x", text)
 
 

@@ -191,6 +191,18 @@ def test_a_diff_of_revisions_sees_constants_and_not_comments(static, repository)
 
 
 @pytest.mark.slow
+def test_a_diff_says_that_the_main_loop_is_lost(static, repository):
+    rewrite("dense_forward.py", "for _ in range(0, tokens, KEYS):", "for _ in tl.static_range(2):")
+    code, out, err = static("diff", "HEAD", ".", *repository)
+    assert (code, err) == (0, "")
+    assert f"\n{DENSE}, sm_90: main loop lost\n  no loop of the head has a dot any more\n" in out
+    assert "\n  spills in the main loop: 0 -> none\n" in out
+    assert re.search(r"^  instructions a trip: \d+ -> none$", out, re.MULTILINE)
+    (change,) = json.loads(static("diff", ".", "HEAD", *repository, "--json")[1])["changes"]
+    assert (change["verdict"], change["figures"]["spills in the main loop"]) == ("main loop gained", [None, 0])
+
+
+@pytest.mark.slow
 def test_a_side_that_does_not_compile_is_said(static, repository):
     rewrite("dense_forward.py", "* 1.5", "* missing")
     code, out, _ = static("diff", "HEAD", ".", *repository)

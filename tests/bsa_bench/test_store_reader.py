@@ -19,7 +19,8 @@ from bsa_bench.errors import StoreError, UsageError
 from bsa_bench.methods.bsa import BsaOptions
 from bsa_bench.result import Status
 from bsa_bench.store import export, read_run
-from bsa_bench.store.derive import break_even_densities, break_even_lengths, derive
+from bsa_bench.store.break_even import break_even_densities, break_even_lengths
+from bsa_bench.store.derive import derive
 from bsa_bench.store.frame import COLUMNS
 
 

@@ -50,6 +50,14 @@ def test_any_key_implementation_and_pass_can_be_given(quick):
     assert suite.digest != quick.digest == override(quick, []).digest
 
 
+def test_the_number_of_processes_is_a_setting_and_part_of_the_digest(quick):
+    assert quick.num_processes is None
+    five = override(quick, ["processes=5"])
+    assert five.num_processes == 5
+    assert five.digest != quick.digest
+    assert override(five, ["processes=2"]).num_processes == 2
+
+
 def test_an_input_can_be_a_file_a_clip_or_made(quick, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (workload,) = {c.workload for c in override(quick, ["video=a.mp4", "tokens=64"]).cases()}
@@ -114,6 +122,8 @@ def test_the_papers_figure_stays_only_while_length_and_options_do(paper):
         (["implementation=bsa_gather"], "expected method@engine such as bsa@gather; did you mean 'bsa@gather'"),
         (["pass=fwd"], r"override: passes\[0\]: got 'fwd', expected 'forward', 'backward' or"),
         (["profile=reprt"], "override: profile: got 'reprt', expected 'quick' or 'report'; did you mean 'report'"),
+        (["processes=0"], "override: processes: got 0, expected a number greater than 0"),
+        (["processes=1.5"], "override: processes: got '1.5', expected an integer"),
         (["time_limit_s=a"], "override: time_limit_s: got 'a', expected a number"),
         (["limit=on"], "override: limit: got 'on', expected off"),
         (["variant=x"], "override: variant: got 'x', but this suite has no variants"),

@@ -1,0 +1,292 @@
+"""The verbs of comparison and their flags: gate, compare, noise, bisect. What they do is in `gate_command`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn, TypeVar
+
+import typer
+
+T = TypeVar("T")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUES]...", help="Override an axis or a key of the suite, as for `run`."),
+]
+Suite = Annotated[str, typer.Option("--suite", metavar="NAME|FILE", help="Whose cases are measured.")]
+Threads = Annotated[
+    int, typer.Option("--threads", min=1, help="CPU threads; one is least disturbed by other jobs on the machine.")
+]
+Limit = Annotated[
+    str | None,
+    typer.Option("--limit", metavar="SHARE", help="The least change that counts; default: 5% on a CPU, 2% on a GPU."),
+]
+Budget = Annotated[str, typer.Option(metavar="TIME", help="Start no pair of processes after this time (7m, 90s).")]
+CallLimit = Annotated[
+    str, typer.Option("--call-limit", metavar="TIME", help="Leave out cases whose call takes longer; they are listed.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of the order of cases and sides.")]
+Noise = Annotated[Path, typer.Option("--noise", metavar="DIR", help="Folder of this machine's limits files.")]
+OwnBench = Annotated[
+    bool, typer.Option("--own-bench", help="Take the base's own benchmark code too, not only its kernels.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Results = Annotated[
+    Path, typer.Option("--results", metavar="DIR", help="Folder of the runs.", envvar="BSA_BENCH_RESULTS")
+]
+
+
+def add_gate_verbs(app: typer.Typer) -> None:
+    """Register the verbs."""
+    app.command()(gate)
+    app.command()(compare)
+    app.command()(noise)
+    app.command()(bisect)
+    app.command(name="bisect-step", hidden=True)(bisect_step)
+
+
+def gate(
+    overrides: Overrides = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", metavar="REV", help="A git revision, or triton==VERSION; default: the committed baselines."
+        ),
+    ] = None,
+    tiers: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--tier", min=0, max=3, help="0 compiled code, 1 counters, 2 CPU, 3 GPU; repeatable; default: all."
+        ),
+    ] = None,
+    suite: Suite = "quick",
+    archs: Annotated[
+        list[str] | None, typer.Option("--arch", metavar="ARCH", help="Tier 0: compile for these alone; repeat it.")
+    ] = None,
+    kernels: Annotated[
+        list[str] | None,
+        typer.Option("--kernel", metavar="PATTERN", help="Tier 0: configurations such as attend-*; repeat it."),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="DIR", envvar="BSA_BENCH_CACHE", help="Where compiled code is kept."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Tier 0: compilers at a time.")] = None,
+    threads: Threads = 1,
+    limit: Limit = None,
+    budget: Budget = "7m",
+    call_limit: CallLimit = "0.5s",
+    measure_unchanged: Annotated[
+        bool,
+        typer.Option("--measure-unchanged", help="Time cases whose sources are the same, which tests the machine."),
+    ] = False,
+    own_bench: OwnBench = False,
+    require_gpu: Annotated[
+        bool, typer.Option("--require-gpu", help="Exit with 4 where tier 3 is not measured.")
+    ] = False,
+    require_calibration: Annotated[
+        bool, typer.Option("--require-calibration", help="Exit with 6 where bsa-bench noise was not run here.")
+    ] = False,
+    ambiguous: Annotated[
+        Literal["pass", "ambiguous", "fail"],
+        typer.Option(help="What cases that stay ambiguous come to: exit code 0, 7 or 1."),
+    ] = "pass",
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Write the baselines anew from these sources, for review; needs --reason.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the baselines.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write it for a pull request.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the JSON document.")] = None,
+    github: Annotated[
+        bool, typer.Option("--github", help="Annotations and a step summary, inside GitHub Actions.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List unchanged rows too.")] = False,
+    baselines: Annotated[
+        Path, typer.Option("--baselines", metavar="DIR", help="Folder of the committed baselines.")
+    ] = Path("results/baselines"),
+    noise_folder: Noise = Path("results/noise"),
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Fail if these sources are slower, wrong, or compile to worse code than the base; most of it needs no GPU."""
+    from bsa_bench.cli.gate_command import GateFlags, run_gate_command
+
+    _end(
+        run_gate_command,
+        GateFlags(
+            overrides=overrides or [],
+            base=base,
+            tiers=tiers or [0, 1, 2, 3],
+            suite=suite,
+            archs=archs or [],
+            kernels=kernels or [],
+            cache=cache,
+            jobs=jobs,
+            threads=threads,
+            limit=limit,
+            budget=budget,
+            call_limit=call_limit,
+            measure_unchanged=measure_unchanged,
+            own_bench=own_bench,
+            require_gpu=require_gpu,
+            require_calibration=require_calibration,
+            ambiguous=ambiguous,
+            accept=accept,
+            reason=reason,
+            markdown=markdown,
+            junit=junit,
+            out=out,
+            github=github,
+            verbose=verbose,
+            baselines=baselines,
+            noise=noise_folder,
+            seed=seed,
+            as_json=json_,
+        ),
+    )
+
+
+def compare(
+    base: Annotated[str, typer.Argument(metavar="A", help="A run, an implementation of --run, git:REV or `.`.")],
+    head: Annotated[str, typer.Argument(metavar="B", help="The same kind; what is told is how B compares with A.")],
+    overrides: Overrides = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", metavar="RUN", help="A and B are implementations of this run, such as bsa@gather."),
+    ] = None,
+    suite: Suite = "quick",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where revisions are measured.")] = "cpu",
+    threads: Threads = 1,
+    limit: Limit = None,
+    budget: Budget = "7m",
+    call_limit: CallLimit = "0.5s",
+    own_bench: OwnBench = False,
+    allow_other_environment: Annotated[
+        bool, typer.Option("--allow-other-environment", help="Show ratios of runs made elsewhere, without a verdict.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List unchanged rows too.")] = False,
+    results: Results = Path("results"),
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Compare two runs, two implementations of a run, or two revisions measured now, side by side."""
+    from bsa_bench.cli.compare_command import CompareFlags, run_compare_command
+
+    _end(
+        run_compare_command,
+        CompareFlags(
+            base=base,
+            head=head,
+            overrides=overrides or [],
+            run=run,
+            suite=suite,
+            device=device,
+            threads=threads,
+            limit=limit,
+            budget=budget,
+            call_limit=call_limit,
+            own_bench=own_bench,
+            allow_other_environment=allow_other_environment,
+            verbose=verbose,
+            results=results,
+            seed=seed,
+            as_json=json_,
+        ),
+    )
+
+
+def noise(
+    overrides: Overrides = None,
+    suite: Suite = "quick",
+    pairs: Annotated[int, typer.Option("--pairs", min=2, help="Pairs of processes of each case.")] = 8,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What is calibrated.")] = "cpu",
+    threads: Threads = 1,
+    limit: Limit = None,
+    call_limit: CallLimit = "0.5s",
+    max_detectable: Annotated[
+        str,
+        typer.Option("--max-detectable", metavar="SHARE", help="A gate here must find slow-downs of this size."),
+    ] = "15%",
+    noise_folder: Noise = Path("results/noise"),
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Measure these sources against themselves: what noise this machine makes, and what a gate on it can find."""
+    from bsa_bench.cli.compare_command import NoiseFlags, run_noise_command
+
+    _end(
+        run_noise_command,
+        NoiseFlags(
+            overrides=overrides or [],
+            suite=suite,
+            pairs=pairs,
+            device=device,
+            threads=threads,
+            limit=limit,
+            call_limit=call_limit,
+            max_detectable=max_detectable,
+            noise=noise_folder,
+            seed=seed,
+            as_json=json_,
+        ),
+    )
+
+
+def bisect(
+    case: Annotated[str, typer.Argument(metavar="CASE", help="A case id of the suite, as the gate names it.")],
+    good: Annotated[str, typer.Option("--good", metavar="REV", help="A revision that is fast.")],
+    bad: Annotated[str, typer.Option("--bad", metavar="REV", help="A later one that is slow.")] = "HEAD",
+    overrides: Overrides = None,
+    suite: Suite = "quick",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where revisions are measured.")] = "cpu",
+    threads: Threads = 1,
+    limit: Limit = None,
+    json_: Json = False,
+) -> None:
+    """Find the first revision since which a case is slower, by `git bisect run`."""
+    from bsa_bench.cli.bisect_command import BisectFlags, run_bisect_command
+
+    _end(
+        run_bisect_command,
+        BisectFlags(
+            case=case,
+            good=good,
+            bad=bad,
+            overrides=overrides or [],
+            suite=suite,
+            device=device,
+            threads=threads,
+            limit=limit,
+            as_json=json_,
+        ),
+    )
+
+
+def bisect_step(
+    state: Annotated[Path, typer.Argument(metavar="STATE", help="The file that `bisect` wrote.")],
+) -> None:
+    """Judge the revision that is checked out here; `git bisect run` calls it."""
+    from bsa_bench.cli.bisect_command import run_bisect_step
+
+    _end(run_bisect_step, state)
+
+
+def _end(command: Callable[[T], int], argument: T) -> NoReturn:
+    """End with the exit code of a command; SIGTERM ends it as Ctrl-C does, so that no process or folder is left."""
+    is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
+    try:
+        raise typer.Exit(command(argument))
+    except KeyboardInterrupt:
+        print("bsa-bench: interrupted", file=sys.stderr)
+        raise
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)

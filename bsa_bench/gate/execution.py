@@ -1,0 +1,240 @@
+"""Tiers 2 and 3: is a case slower than at the base? Both revisions run here and now, in pairs of processes.
+
+No figure is compared with one of another time or machine. What runs no code of this project is a control: it is
+measured with the others, and if it moves, the machine did.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bsa_bench.catalog import check_implementations, unsupported_case
+from bsa_bench.gate.lockstep import CPU_VARIABLES, LockstepBench, LockstepSettings, PairSide
+from bsa_bench.gate.policy import Policy
+from bsa_bench.gate.two_stage import decide
+from bsa_bench.gate.verdict import Check, Tier, TierResult, Verdict
+from bsa_bench.result import Case, Environment, Status
+from bsa_bench.run.estimate import is_interpreted
+from bsa_bench.run.job import DeviceKind
+from bsa_bench.run.pair_job import Reply
+from bsa_bench.run.probe import probe, question_of
+from bsa_bench.suite import load_suite, override
+
+CONTROL_ENGINES = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math", "flash-attn", "xformers")
+"""Engines that run no kernel of this project, the best control first."""
+NUM_CONTROLS = 2
+LEAST_CHANGE: dict[DeviceKind, float] = {"cpu": 0.05, "cuda": 0.02}
+"""The least relative change that counts, unless asked otherwise: processes on a CPU are further apart than on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionRequest:
+    """What is measured, and against what.
+
+    Args:
+        suite, overrides: as for `bsa-bench run`; its sparse cases are measured, and of its dense ones the controls.
+        device: `cpu` for tier 2, `cuda` for tier 3.
+        base, head: the sides.
+        policy: when a change counts.
+        threads: of a CPU worker.
+        budget_s: after which no pair is started any more.
+        call_limit_s: a case whose call takes longer is left out, and said to be.
+        turns_s: how long a pair samples a case.
+        measure_unchanged: measure although both sides run the same sources, which is an A/A test of the machine.
+        seed: of the orders.
+        logs: a folder for what the workers write.
+    """
+
+    suite: str
+    overrides: Sequence[str] = ()
+    device: DeviceKind = "cpu"
+    base: PairSide
+    head: PairSide
+    policy: Policy
+    threads: int = 1
+    budget_s: float = 420.0
+    call_limit_s: float = 0.5
+    turns_s: float = 1.5
+    measure_unchanged: bool = False
+    seed: int = 0
+    logs: Path
+
+    @property
+    def tier(self) -> Tier:
+        """2 or 3."""
+        return 2 if self.device == "cpu" else 3
+
+
+@dataclass
+class Selection:
+    """What a suite comes to here.
+
+    Attributes:
+        timed: cases whose code may have changed.
+        controls: cases of which nothing of ours runs.
+        verified: cases that can be checked here but not timed.
+        left_out: names, and why nothing of them is measured.
+    """
+
+    environment: Environment
+    timed: dict[str, Case] = field(default_factory=dict)
+    controls: dict[str, Case] = field(default_factory=dict)
+    verified: dict[str, Case] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cases(self) -> dict[str, Case]:
+        """All that is measured or verified."""
+        return self.timed | self.controls | self.verified
+
+
+def select(suite: str, overrides: Sequence[str], device: DeviceKind, *, threads: int) -> Selection:
+    """Sort the cases of a suite into what is timed, what is a control, what is only verified, and what is left out.
+
+    Raises:
+        UsageError: the suite, an override or an implementation is wrong, or the device is not here.
+    """
+    chosen = override(load_suite(suite, device_kind=device), overrides)
+    check_implementations(chosen.implementations)
+    cases = chosen.cases()
+    found = probe({device: [question_of(case) for case in cases]}, device=device, threads=threads)
+    selection = Selection(found.environment)
+    dense: list[Case] = []
+    for case in cases:
+        reason = unsupported_case(case) or found.unavailable(case)
+        if reason is not None:
+            # Which engines a machine has not is no news of a revision.
+            if not case.claims.is_dense:
+                selection.left_out[case.case_id] = reason
+        elif case.claims.is_dense:
+            dense.append(case)
+        elif not case.claims.timed or (device == "cpu" and is_interpreted(case.engine)):
+            _add_verified(selection.verified, case)
+        else:
+            selection.timed[case.case_id] = case
+    selection.controls = {case.case_id: case for case in _controls(dense)}
+    return selection
+
+
+def run_execution_tier(
+    request: ExecutionRequest, tell: Callable[[str], None] = lambda _: None
+) -> tuple[TierResult, Environment]:
+    """Measure the cases of a suite at both sides, in pairs, until each is decided or the time is up.
+
+    Raises:
+        UsageError: as `select`.
+        BenchError: a side cannot be started at all, of the base for whatever reason.
+        StoreError: the logs cannot be written.
+    """
+    started = time.monotonic()
+    selection = select(request.suite, request.overrides, request.device, threads=request.threads)
+    if not selection.timed and not selection.verified:
+        reason = f"suite {request.suite}: none of its sparse cases can be measured here"
+        result = TierResult(tier=request.tier, checks=_left_out(selection, request), reason=reason)
+        return result, selection.environment
+    bench = LockstepBench(
+        selection.cases,
+        base=request.base,
+        head=request.head,
+        settings=LockstepSettings(
+            device=request.device,
+            threads=request.threads,
+            logs=request.logs,
+            turns_s=request.turns_s,
+            call_limit_s=request.call_limit_s,
+        ),
+        seed=request.seed,
+        tell=tell,
+    )
+    base, head = bench.probe()
+    is_started = head.status is Status.OK
+    is_unchanged = is_started and base.sources == head.sources and not request.measure_unchanged
+    checks: list[Check] = []
+    if not is_started:
+        reason = f"{request.head.label} cannot be started: {head.reason}"
+        checks = _all(selection, request, Verdict.FAILED, reason)
+    elif is_unchanged:
+        reason = "both sides run the same sources (comments and docstrings aside); --measure-unchanged times it"
+        checks = _all(selection, request, Verdict.UNCHANGED, reason)
+    else:
+        if selection.verified:
+            tell("verifying what cannot be timed here")
+            checks += _verified_checks(bench.verify(list(selection.verified)), request.tier)
+        deadline = started + request.budget_s
+        checks = [
+            *decide(
+                list(selection.timed),
+                bench,
+                request.policy,
+                tier=request.tier,
+                controls=list(selection.controls),
+                seed=request.seed,
+                out_of_time=lambda: time.monotonic() > deadline,
+                tell=tell,
+            ),
+            *checks,
+        ]
+    result = TierResult(
+        tier=request.tier,
+        checks=(*checks, *_left_out(selection, request)),
+        notes=tuple(_notes(request)) if is_started and not is_unchanged else (),
+        wall_s=time.monotonic() - started,
+    )
+    return result, selection.environment
+
+
+def _add_verified(verified: dict[str, Case], case: Case) -> None:
+    """One pass of each group is enough, one that has gradients where there is one."""
+    for name, other in verified.items():
+        if other.group == case.group:
+            if other.passes != "forward" or case.passes == "forward":
+                return
+            del verified[name]
+            break
+    verified[case.case_id] = case
+
+
+def _controls(dense: Sequence[Case]) -> list[Case]:
+    for engine in CONTROL_ENGINES:
+        found = [case for case in dense if case.base_engine == engine and case.passes == "forward"]
+        if found:
+            return sorted(found, key=lambda case: case.workload.num_tokens)[:NUM_CONTROLS]
+    return []
+
+
+def _verified_checks(replies: dict[str, Reply], tier: Tier) -> list[Check]:
+    found = []
+    for name, reply in replies.items():
+        if reply.status in {Status.VERIFIED_ONLY, Status.COUNTED}:
+            verdict = Verdict.VERIFIED
+        else:
+            verdict = Verdict.WRONG if reply.status is Status.WRONG else Verdict.FAILED
+        reason = reply.reason if verdict is not Verdict.FAILED else f"came to {reply.status}: {reply.reason}"
+        found.append(Check(tier=tier, name=name, verdict=verdict, reason=reason))
+    return found
+
+
+def _all(selection: Selection, request: ExecutionRequest, verdict: Verdict, why: str) -> list[Check]:
+    names = (*selection.timed, *selection.verified)
+    return [Check(tier=request.tier, name=name, verdict=verdict, reason=why) for name in names]
+
+
+def _left_out(selection: Selection, request: ExecutionRequest) -> tuple[Check, ...]:
+    return tuple(
+        Check(tier=request.tier, name=name, verdict=Verdict.NOT_MEASURED, reason=reason)
+        for name, reason in selection.left_out.items()
+    )
+
+
+def _notes(request: ExecutionRequest) -> list[str]:
+    notes = [
+        f"{request.base.label} against {request.head.label}, in pairs of live processes that call in turn",
+        "each side is verified before and after its first timing of a case",
+    ]
+    if request.device == "cpu":
+        variables = ", ".join(f"{name}={value}" for name, value in CPU_VARIABLES.items())
+        notes.append(f"{request.threads} thread{'' if request.threads == 1 else 's'}, pinned; {variables}")
+    return notes

@@ -1,0 +1,88 @@
+"""When a change counts: the limits of the gate, and how many pairs of processes it may use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from bsa_bench.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """When a change counts. Limits are relative: 0.02 is 2 %.
+
+    Args:
+        limit: a change below it is none.
+        absolute_s: a change below it is none either, whatever its share.
+        noise_factor: the limit is at least this many standard deviations of a process on this machine.
+        sd: the calibrated standard deviation of a pair's log ratio. Without it, or where the run's own pairs are
+            noisier than that, theirs is used.
+        screen_pairs, max_screen_pairs: pairs before the first decision, and before a case is left ambiguous.
+        confirm_pairs, max_confirm_pairs: fresh pairs of a flagged case before the confirmation is looked at, and, where
+            they do not settle it, before the second and last look.
+        significance: one-sided, of the whole confirmation; where it has two looks, each gets half of it.
+        spare_pairs: how many pairs of a case may be disturbed; they are dropped and measured again.
+        clock_spread: how far the sides' clocks may differ.
+        memory_share, memory_bytes: growth of the peak memory that fails, both together.
+
+    Raises:
+        UsageError: a value is out of range, or so few pairs could never reach the significance.
+    """
+
+    limit: float = 0.02
+    absolute_s: float = 20e-6
+    noise_factor: float = 1.5
+    sd: float | None = None
+    screen_pairs: int = 3
+    max_screen_pairs: int = 16
+    confirm_pairs: int = 8
+    max_confirm_pairs: int = 16
+    significance: float = 0.01
+    spare_pairs: int = 2
+    clock_spread: float = 0.03
+    memory_share: float = 0.05
+    memory_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"{field.name}: expected a finite number from 0, got {value}")
+        if not self.limit or not 0 < self.significance < 0.5:
+            raise UsageError(
+                f"limit, significance: expected a limit above 0 and a significance between 0 and 0.5, "
+                f"got {self.limit} and {self.significance}"
+            )
+        for name, first, last in (
+            ("screen_pairs", self.screen_pairs, self.max_screen_pairs),
+            ("confirm_pairs", self.confirm_pairs, self.max_confirm_pairs),
+        ):
+            if not 1 <= first <= last:
+                raise UsageError(f"{name}: expected from 1 to max_{name}, got {first} and {last}")
+        if 0.5**self.confirm_pairs >= self.significance_of_a_look:
+            raise UsageError(
+                f"confirm_pairs: {self.confirm_pairs} pairs that all agree have p = {0.5**self.confirm_pairs:.2g}, "
+                f"which never passes {self.significance_of_a_look:g}; ask for more pairs or a larger significance"
+            )
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many pairs a confirmation is judged."""
+        return tuple(sorted({self.confirm_pairs, self.max_confirm_pairs}))
+
+    @property
+    def significance_of_a_look(self) -> float:
+        """So that all looks together raise no more false alarms than one would."""
+        return self.significance / len(self.looks)
+
+    def limit_of(self, sd: float | None, call_s: float) -> float:
+        """The limit of a case, relative.
+
+        Args:
+            sd: standard deviation of a pair's log ratio, where it is known.
+            call_s: what a call takes.
+        """
+        # The spread of one process is that of a pair's ratio over the square root of two.
+        noise = math.expm1(self.noise_factor * sd / math.sqrt(2)) if sd else 0.0
+        return max(self.limit, noise, self.absolute_s / call_s)
