@@ -1,5 +1,6 @@
 """What every test run needs: Triton's interpreter where there is no GPU, one thread, the mark `gpu`, quick runs."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -43,6 +44,16 @@ def pytest_configure(config):
 
     # Tensors are tiny: a second thread costs more than it gives, and far more on a busy machine.
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish(session):
+    """What is loaded by now stays to the end: the garbage collector need not look through torch and all tests again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure(config):
+    gc.unfreeze()  # so that libraries find nothing left of theirs at the end
 
 
 def pytest_collection_modifyitems(config, items):

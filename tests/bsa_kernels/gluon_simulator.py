@@ -32,33 +32,32 @@ _HASTES = (1.0, 1.0, 0.1, 0.01)
 class Scheduler:
     """Threads that take turns, and copies that are under way; the generator chooses who is next.
 
-    It also makes some threads, and the copies, much slower than the rest.
+    It also makes some threads, and the copies, much slower than the rest. One thread runs at a time: it chooses the
+    next, opens that one's gate and waits at its own.
     """
 
     def __init__(self, seed):
         self._random = random.Random(seed)
         self._haste = {}  # thread -> how likely it goes on
         self._copies_haste = self._random.choice(_HASTES)
-        self._turn = threading.Condition()
+        self._gates = {}  # thread -> a lock that is held while it must wait
         self._waiting = {}  # thread -> what it waits for
         self._copies = []
-        self._current = None
-        self._alive = 0
         self.error = None
 
     def run(self, partitions):
-        self._alive = len(partitions)
         threads = [
             threading.Thread(target=self._partition, args=(part,), name=str(number), daemon=True)
             for number, part in enumerate(partitions)
         ]
         self._haste = {thread: self._random.choice(_HASTES) for thread in threads}
-        with self._turn:
-            for thread in threads:
-                thread.start()
-            while len(self._waiting) < len(partitions):
-                self._turn.wait()
-            self._choose()
+        for thread in threads:
+            self._waiting[thread] = lambda: True
+            self._gates[thread] = threading.Lock()
+            self._gates[thread].acquire()
+        for thread in threads:
+            thread.start()
+        self._choose()
         for thread in threads:
             thread.join()
         if self.error is not None:
@@ -71,47 +70,48 @@ class Scheduler:
 
     def pause(self, is_ready=lambda: True):
         me = threading.current_thread()
-        with self._turn:
-            self._waiting[me] = is_ready
-            if self._current is me:
-                self._choose()
-            self._turn.notify_all()
-            while self._current is not me or self.error is not None:
-                if self.error is not None:
-                    raise SystemExit
-                self._turn.wait()
-            del self._waiting[me]
+        self._waiting[me] = is_ready
+        self._choose()
+        self._enter(me)
 
     @torch.no_grad()  # a setting of the thread
     def _partition(self, function):
         try:
-            self.pause()
+            self._enter(threading.current_thread())
             function()
         except SystemExit:
-            pass
+            return
         except BaseException as error:  # noqa: BLE001  told to the test's own thread
-            self.error = self.error or error
-        with self._turn:
-            self._alive -= 1
-            if self.error is None and self._alive:
+            self._end(error)
+        else:
+            if self._waiting:
                 self._choose()
-            self._turn.notify_all()
+
+    def _enter(self, thread):
+        self._gates[thread].acquire()
+        if self.error is not None:
+            raise SystemExit
+
+    def _end(self, error):
+        """Let all who wait go, so that they end."""
+        self.error = error
+        while self._waiting:
+            self._gates[self._waiting.popitem()[0]].release()
 
     def _choose(self):
         """Let a thread go on that can, perhaps after some copies have arrived."""
         while True:
             ready = [thread for thread, is_ready in self._waiting.items() if is_ready()]
             if not ready and not self._copies:
-                if len(self._waiting) == self._alive and self._alive:
-                    self.error = SimulationError(f"deadlock: {self._alive} partitions wait, and nothing is under way")
-                    self._turn.notify_all()
+                count = len(self._waiting)
+                self._end(SimulationError(f"deadlock: {count} partitions wait, and nothing is under way"))
                 return
             ready.sort(key=lambda thread: thread.name)
             hastes = [self._haste[thread] for thread in ready] + [self._copies_haste] * len(self._copies)
             (choice,) = self._random.choices(range(len(hastes)), hastes)
             if choice < len(ready):
-                self._current = ready[choice]
-                self._turn.notify_all()
+                del self._waiting[ready[choice]]
+                self._gates[ready[choice]].release()
                 return
             self._copies.pop(choice - len(ready))()
 
