@@ -105,6 +105,14 @@ def run(
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Of the order in which several processes run; default: 0.")
     ] = None,
+    timer: Annotated[
+        Literal["auto", "host", "event", "device-span", "graph"] | None,
+        typer.Option(help="How a call is timed (docs/measuring.md); default: the suite's, else auto: host or event."),
+    ] = None,
+    cache: Annotated[
+        Literal["cold", "warm", "both"] | None,
+        typer.Option(help="Evict a GPU's L2 before each sample or not; default: cold, of the profile report both."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, pinned; default: all usable cores.")] = None,
     budget: Annotated[
         str | None,
@@ -142,6 +150,8 @@ def run(
             profile=profile,
             processes=processes,
             seed=seed,
+            timer=timer,
+            cache=cache,
             threads=threads,
             budget=budget,
             time_limit=time_limit,

@@ -11,7 +11,7 @@ from pathlib import Path
 from bsa_bench.cli.output import console, progress
 from bsa_bench.errors import EXIT_AMBIGUOUS, EXIT_OK, BenchError, UsageError
 from bsa_bench.gate.bisect import ABORT, Found, find_slower_revision, judge_here
-from bsa_bench.gate.execution import LEAST_CHANGE
+from bsa_bench.gate.policy import LEAST_CHANGE
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.suite import load_suite, override
 from bsa_bench.suite.suggest import did_you_mean

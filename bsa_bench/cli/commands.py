@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ def doctor(results: Path, *, as_json: bool) -> int:
         kind: [(name, dtype, head_dim, backward) for name in implementations() for backward in (False, True)]
         for kind, (dtype, head_dim) in shapes.items()
     }
-    found = probe(questions, device=None, threads=None)
+    found = probe(questions, device=None, threads=None, must_be_ready=False)
     checks = {"results folder": _writable(results), "sample clips": _sample_clips()}
     usable = [name for name, reason in _forward(found).items() if reason is None]
     ok = {True, False} <= {is_dense(name) for name in usable}
@@ -41,6 +42,8 @@ def doctor(results: Path, *, as_json: bool) -> int:
                     for q, reason in found.reasons.items()
                 ],
                 "checks": checks,
+                "troubles": list(found.troubles),
+                "notes": list(found.notes),
             }
         )
         return EXIT_OK if ok else EXIT_NOTHING_MEASURED
@@ -49,6 +52,8 @@ def doctor(results: Path, *, as_json: bool) -> int:
     cpu = environment.cpu
     print(f"cpu       {cpu['model']}, {cpu['usable_cores']} cores, {format_bytes(_number(cpu['memory_bytes']))}")
     print(f"system    {environment.os}, Python {environment.python}")
+    settings = environment.device_details if environment.device_kind == "cuda" else environment.cpu
+    print("settings  " + ", ".join(_settings(settings, environment.device_kind)))
     print("packages  " + ", ".join(f"{k} {v}" for k, v in environment.packages.items() if v))
     dtype, head_dim = shapes[environment.device_kind]
     print(f"\nimplementations, asked with {dtype} and head size {head_dim}:")
@@ -64,11 +69,58 @@ def doctor(results: Path, *, as_json: bool) -> int:
     print()
     for name, trouble in checks.items():
         print(f"  {'no ' if trouble else 'yes'}  {name}" + (f": {trouble}" if trouble else ""))
+    for trouble in found.troubles:
+        print(f"  no   ready to be measured: {trouble}")
+    for note in found.notes:
+        print(f"  ?    {note}")
     return EXIT_OK if ok else EXIT_NOTHING_MEASURED
 
 
 def _forward(found: Probe) -> dict[str, str | None]:
     return {q[0]: reason for q, reason in found.reasons.items() if not q[3]}
+
+
+#: What `doctor` shows of the settings that change timings.
+_SETTINGS: dict[DeviceKind, tuple[str, ...]] = {
+    "cpu": (
+        "governor",
+        "turbo",
+        "smt",
+        "cpu_quota_cores",
+        "aslr",
+        "transparent_huge_pages",
+        "virtual_machine",
+        "load_average",
+        "steal_share",
+    ),
+    "cuda": (
+        "driver",
+        "persistence_mode",
+        "ecc",
+        "mig",
+        "mps",
+        "compute_mode",
+        "power_limit_w",
+        "default_power_limit_w",
+        "application_sm_clock_hz",
+        "application_memory_clock_hz",
+        "max_sm_clock_hz",
+        "nvml_error",
+    ),
+}
+
+
+def _settings(values: Mapping[str, object], kind: DeviceKind) -> list[str]:
+    """`governor performance, turbo unknown, ...`; one that is an error only where there was one."""
+    return [f"{name} {_shown(values.get(name))}" for name in _SETTINGS[kind] if name in values or name != "nvml_error"]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "unknown" if value is None else str(value)
 
 
 def _number(value: str | float | None) -> float | None:

@@ -14,9 +14,9 @@ from bsa_bench.cli.output import command_line, console, progress
 from bsa_bench.errors import EXIT_OK, UsageError
 from bsa_bench.gate.calibration import Calibration, calibrate, calibration_path, check_folder, write_calibration
 from bsa_bench.gate.compare import compare_implementations, compare_runs, sentence
-from bsa_bench.gate.execution import LEAST_CHANGE, ExecutionRequest, run_execution_tier, select
+from bsa_bench.gate.execution import ExecutionRequest, run_execution_tier, select
 from bsa_bench.gate.lockstep import LockstepBench, LockstepSettings
-from bsa_bench.gate.policy import Policy
+from bsa_bench.gate.policy import policy_for
 from bsa_bench.gate.show.terminal import print_result
 from bsa_bench.gate.sides import describe_side, has_revision, open_pair_side
 from bsa_bench.gate.verdict import Check, GateResult, Side, Tier, TierResult, exit_code
@@ -42,6 +42,7 @@ class CompareFlags:
     budget: str
     call_limit: str
     own_bench: bool
+    paths: Sequence[Path]
     allow_other_environment: bool
     verbose: bool
     results: Path
@@ -97,7 +98,9 @@ def _compared(flags: CompareFlags) -> tuple[TierResult, Side, Side, dict[str, Js
     _check_flags(flags)
     if flags.run is not None:
         run = _run(flags.run, flags.results)
-        checks = compare_implementations(run, flags.base, flags.head, _policy(limit, run.environment.device_kind))
+        checks = compare_implementations(
+            run, flags.base, flags.head, policy_for(run.environment.device_kind, limit=limit)
+        )
         note = f"run {run.run_id}"
         return _tier(checks, note), *sides, run.environment.model_dump(mode="json")
     are_live = [_is_revision(name) for name in (flags.base, flags.head)]
@@ -113,7 +116,7 @@ def _compared(flags: CompareFlags) -> tuple[TierResult, Side, Side, dict[str, Js
     checks = compare_runs(
         runs[0],
         runs[1],
-        _policy(limit, runs[1].environment.device_kind),
+        policy_for(runs[1].environment.device_kind, limit=limit),
         allow_other_environment=flags.allow_other_environment,
     )
     note = "runs made one after the other: what the machine did in between is in the ratios (git:REV and . are paired)"
@@ -138,8 +141,8 @@ def _measured_now(flags: CompareFlags, limit: float | None) -> tuple[TierResult,
             raise UsageError(f"{name}: no such commit, branch or tag in the repository here")
     is_same = describe_side(flags.base).commit == describe_side(flags.head).commit
     with (
-        open_pair_side(flags.base, own_bench=flags.own_bench) as base,
-        open_pair_side(flags.head, own_bench=flags.own_bench) as head,
+        open_pair_side(flags.base, own_bench=flags.own_bench, paths=flags.paths) as base,
+        open_pair_side(flags.head, own_bench=flags.own_bench, paths=flags.paths) as head,
     ):
         tier_number: Tier = 2 if flags.device == "cpu" else 3
         request = ExecutionRequest(
@@ -148,7 +151,7 @@ def _measured_now(flags: CompareFlags, limit: float | None) -> tuple[TierResult,
             device=flags.device,
             base=base,
             head=head,
-            policy=_policy(limit, flags.device),
+            policy=policy_for(flags.device, limit=limit),
             threads=flags.threads,
             budget_s=parse_duration(flags.budget),
             call_limit_s=parse_duration(flags.call_limit),
@@ -190,7 +193,7 @@ def run_noise_command(flags: NoiseFlags) -> int:
         calibration = calibrate(
             list(cases),
             bench,
-            _policy(limit, flags.device),
+            policy_for(flags.device, limit=limit),
             num_pairs=flags.pairs,
             environment=selection.environment,
             suite=flags.suite,
@@ -242,10 +245,6 @@ def _print_calibration(calibration: Calibration, path: Path) -> None:
         else f"This machine may not gate: it cannot find a slow-down of {100 * calibration.max_detectable:.0f} %.",
     )
     out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-def _policy(limit: float | None, device: DeviceKind) -> Policy:
-    return Policy(limit=limit or LEAST_CHANGE[device])
 
 
 def _is_revision(name: str) -> bool:

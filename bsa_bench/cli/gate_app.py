@@ -34,6 +34,12 @@ Noise = Annotated[Path, typer.Option("--noise", metavar="DIR", help="Folder of t
 OwnBench = Annotated[
     bool, typer.Option("--own-bench", help="Take the base's own benchmark code too, not only its kernels.")
 ]
+Paths = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--path", metavar="DIR", help="In your own repository: a folder of packages of which each side has its own."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Results = Annotated[
     Path, typer.Option("--results", metavar="DIR", help="Folder of the runs.", envvar="BSA_BENCH_RESULTS")
@@ -85,6 +91,7 @@ def gate(
         typer.Option("--measure-unchanged", help="Time cases whose sources are the same, which tests the machine."),
     ] = False,
     own_bench: OwnBench = False,
+    paths: Paths = None,
     require_gpu: Annotated[
         bool, typer.Option("--require-gpu", help="Exit with 4 where tier 3 is not measured.")
     ] = False,
@@ -135,6 +142,7 @@ def gate(
             call_limit=call_limit,
             measure_unchanged=measure_unchanged,
             own_bench=own_bench,
+            paths=paths or [],
             require_gpu=require_gpu,
             require_calibration=require_calibration,
             ambiguous=ambiguous,
@@ -168,6 +176,7 @@ def compare(
     budget: Budget = "7m",
     call_limit: CallLimit = "0.5s",
     own_bench: OwnBench = False,
+    paths: Paths = None,
     allow_other_environment: Annotated[
         bool, typer.Option("--allow-other-environment", help="Show ratios of runs made elsewhere, without a verdict.")
     ] = False,
@@ -193,6 +202,7 @@ def compare(
             budget=budget,
             call_limit=call_limit,
             own_bench=own_bench,
+            paths=paths or [],
             allow_other_environment=allow_other_environment,
             verbose=verbose,
             results=results,

@@ -39,6 +39,7 @@ class GateFlags:
     call_limit: str
     measure_unchanged: bool
     own_bench: bool
+    paths: Sequence[Path]
     require_gpu: bool
     require_calibration: bool
     ambiguous: Literal["pass", "ambiguous", "fail"]
@@ -77,6 +78,7 @@ def run_gate_command(flags: GateFlags) -> int:
         tiers=cast("tuple[Tier, ...]", tuple(sorted(set(flags.tiers)))),
         base=flags.base,
         own_bench=flags.own_bench,
+        paths=flags.paths,
         baselines=flags.baselines,
         noise=flags.noise,
         archs=_archs(flags.archs),

@@ -28,7 +28,8 @@ def limits(out: Path | None, *, as_json: bool) -> int:
     if not torch.cuda.is_available():
         print("torch sees no NVIDIA GPU here, so nothing can be measured", file=sys.stderr)
         return EXIT_NOTHING_MEASURED
-    from bsa_bench.limits.measure import CudaClock, measure
+    from bsa_bench.limits.ceilings import CudaClock
+    from bsa_bench.limits.measure import measure
     from bsa_bench.measure.environment import collect_environment
 
     device = torch.device("cuda")

@@ -12,7 +12,8 @@ from typing import Literal
 from bsa_bench.catalog import check_implementations, unsupported_case
 from bsa_bench.errors import EXIT_OK, UsageError
 from bsa_bench.inputs import check_input
-from bsa_bench.result import Case, Environment
+from bsa_bench.measure.choice import choose_timer
+from bsa_bench.result import CacheChoice, Case, Environment, TimerChoice
 from bsa_bench.run import DeviceModel, RunOutcome, RunSettings, execute, make_progress, plan_run
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.probe import probe, question_of
@@ -35,6 +36,8 @@ class RunRequest:
     profile: Literal["quick", "report"] | None
     processes: int | None
     seed: int | None
+    timer: TimerChoice | None
+    cache: CacheChoice | None
     threads: int | None
     budget: str | None
     time_limit: str | None
@@ -67,12 +70,17 @@ def run_suite(request: RunRequest) -> int:
         {kind: [question_of(case) for case in suite.cases()] for kind, suite in suites.items()},
         device=request.device,
         threads=request.threads,
+        must_be_ready=not request.dry_run,
+        with_ceilings=not request.dry_run,
     )
     suite = suites[found.environment.device_kind]
     cases = suite.cases()
     for workload in {case.workload.digest: case.workload for case in cases}.values():
         _check_workload(workload, suite)
     profile = request.profile or suite.profile
+    timing = choose_timer(
+        request.timer or suite.timer, request.cache or suite.cache, environment=found.environment, profile=profile
+    )
     settings = RunSettings(
         suite=suite.name,
         suite_title=suite.title,
@@ -82,6 +90,8 @@ def run_suite(request: RunRequest) -> int:
         num_processes=request.processes or suite.num_processes or NUM_PROCESSES[profile],
         seed=request.seed,
         threads=request.threads,
+        timing=timing,
+        ceilings=found.ceilings,
         case_limit_s=limit_s or suite.limits.time_limit_s,
         budget_s=budget_s or suite.limits.budget_s,
         priority=suite.priority,
@@ -95,6 +105,8 @@ def run_suite(request: RunRequest) -> int:
         return _dry_run(cases, suite, settings, unavailable, as_json=request.as_json)
     progress = make_progress(plain=request.plain or request.as_json)
     with _open_writer(request, suite) as writer:
+        for note in found.notes:
+            progress.note(note)
         for dropped in suite.dropped:
             progress.note(f"left out: {dropped}")
         outcome = execute(cases, settings, found.environment, unavailable=unavailable, writer=writer, progress=progress)

@@ -20,12 +20,14 @@ from bsa_bench.gate.policy import Policy
 from bsa_bench.gate.two_stage import PairBench, decide
 from bsa_bench.gate.verdict import Tier, Verdict
 from bsa_bench.result import Environment, Line
-from bsa_bench.stats.pairs import detectable_effect, lockstep_log_ratio, pooled_sd
+from bsa_bench.stats.pairs import detectable_effect, lockstep_log_ratio, pooled_sd, shared_sd
 from bsa_bench.stats.processes import variation
 from bsa_bench.store.whole_file import write_whole
 
 FALSE_ALARM_TRIALS = 1000
-_PAIR_COUNTS = (5, 8)
+_PAIR_COUNTS = (5, 8, 16)
+_POWER = 0.9
+"""Of the confirmation alone: the screen has to flag a slow-down too, and together they find it 8 times in 10."""
 
 
 class CaseNoise(Line):
@@ -140,14 +142,16 @@ def calibrate(
     log_ratios = {
         name: [lockstep_log_ratio(sample.base, sample.head) for sample in found] for name, found in measured.items()
     }
-    pooled = pooled_sd(list(log_ratios.values()))
+    pooled = shared_sd(list(log_ratios.values()))
     assert pooled is not None
     sd, num_freedoms = pooled
     calls = [median(median(sample.base) for sample in found) for found in measured.values()]
     limit = policy.limit_of(sd, max(calls))
     detectable = {
         count: math.expm1(
-            detectable_effect(sd, count, limit=math.log1p(limit), significance=policy.significance_of_a_look)
+            detectable_effect(
+                sd, count, limit=math.log1p(limit), significance=policy.significance_of_a_look, power=_POWER
+            )
         )
         for count in _PAIR_COUNTS
     }

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,7 @@ from bsa_bench.workload import short_digest
 
 _OWN = ("bsa_kernels", "bsa_bench")
 _WARM_CALLS = 2
+_CACHED = type(lru_cache(maxsize=1)(lambda: None))
 
 
 class UnsteadyError(Exception):
@@ -99,6 +101,19 @@ def describe_launch(kernel: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any
         options=dict(sorted(options.items())),
         arguments=short_digest(others),
     )
+
+
+def forget_caches(package: str = "bsa_kernels") -> None:
+    """Empty every `lru_cache` of a package's modules.
+
+    A hit compares keys, which calls Python functions unless they are the very same objects; so what a call costs would
+    depend on who filled the cache.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == package:
+            for value in vars(module).values():
+                if isinstance(value, _CACHED):
+                    value.cache_clear()
 
 
 def count_host(call: Callable[[], object], recorder: Recorder) -> tuple[tuple[Launch, ...], HostCost]:

@@ -96,7 +96,7 @@ class _Counter:
             return CaseCounters(name=name_of(case), reason=f"{said} ({Path(last.filename).name}:{last.lineno})")
 
     def _count(self, case: Case) -> CaseCounters:
-        from bsa_bench.gate.count_host import count_host
+        from bsa_bench.gate.count_host import count_host, forget_caches
         from bsa_bench.gate.count_traffic import traffic_of
         from bsa_bench.measure.passes import Subject, pass_call
         from bsa_bench.measure.work import work_of
@@ -107,6 +107,7 @@ class _Counter:
         launches: tuple[Launch, ...] = ()
         host: HostCost | None = None
         if case.claims.timed:
+            forget_caches()
             operator = build_operator(case, scale=_scale(case))
             subject = Subject(operator, inputs.tensors, inputs.trained, inputs.grad)
             launches, host = count_host(pass_call(subject, case.passes), self._recorder)

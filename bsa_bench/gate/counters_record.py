@@ -130,7 +130,7 @@ class Request(Line):
 
 
 def name_of(case: Case) -> str:
-    """A case's id without its input, for counted cases have one of their own: `full@triton/8x8x8/2x64-float16/forward`."""
+    """A case's id without its input, which is its own here: `full@triton/8x8x8/2x64-float16/forward`."""
     length, shape, _ = case.workload.slugs
     return "/".join([case.implementation, length, shape, *([case.label] if case.label else []), case.passes])
 

@@ -21,13 +21,12 @@ from bsa_bench.run.estimate import is_interpreted
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.pair_job import Reply
 from bsa_bench.run.probe import probe, question_of
+from bsa_bench.run.sources import sources_digest
 from bsa_bench.suite import load_suite, override
 
 CONTROL_ENGINES = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math", "flash-attn", "xformers")
 """Engines that run no kernel of this project, the best control first."""
 NUM_CONTROLS = 2
-LEAST_CHANGE: dict[DeviceKind, float] = {"cpu": 0.05, "cuda": 0.02}
-"""The least relative change that counts, unless asked otherwise: processes on a CPU are further apart than on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +150,13 @@ def run_execution_tier(
     )
     base, head = bench.probe()
     is_started = head.status is Status.OK
-    is_unchanged = is_started and base.sources == head.sources and not request.measure_unchanged
+    is_unchanged = (
+        is_started
+        and not request.measure_unchanged
+        and base.sources == head.sources
+        and None not in (own := (_own_code(request.base), _own_code(request.head)))
+        and own[0] == own[1]
+    )
     checks: list[Check] = []
     if not is_started:
         reason = f"{request.head.label} cannot be started: {head.reason}"
@@ -184,6 +189,14 @@ def run_execution_tier(
         wall_s=time.monotonic() - started,
     )
     return result, selection.environment
+
+
+def _own_code(side: PairSide) -> list[str] | None:
+    """What a side's own folders hold; a file that does not parse makes it like no other."""
+    try:
+        return [sources_digest(folder) for folder in side.own_code]
+    except SyntaxError:
+        return None
 
 
 def _add_verified(verified: dict[str, Case], case: Case) -> None:

@@ -44,12 +44,14 @@ class PairSide:
     Args:
         label: what to call it.
         first_paths: folders that come before all others on the module path; none for the code that runs this.
+        own_code: folders beside the kernels whose code is the side's own; if they differ, so do the sides.
         command: starts the worker.
         variables: added to its environment.
     """
 
     label: str
     first_paths: tuple[Path, ...] = ()
+    own_code: tuple[Path, ...] = ()
     command: tuple[str, ...] = WORKER_COMMAND
     variables: dict[str, str] = field(default_factory=dict)
 

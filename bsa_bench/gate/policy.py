@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from bsa_bench.errors import UsageError
 
@@ -86,3 +87,21 @@ class Policy:
         # The spread of one process is that of a pair's ratio over the square root of two.
         noise = math.expm1(self.noise_factor * sd / math.sqrt(2)) if sd else 0.0
         return max(self.limit, noise, self.absolute_s / call_s)
+
+
+LEAST_CHANGE = {"cpu": 0.05, "cuda": 0.02}
+"""The least relative change that counts, unless asked otherwise: processes on a CPU are further apart than on a GPU."""
+_LEAST_SECONDS = {"cpu": 20e-6, "cuda": 5e-6}
+
+
+def policy_for(device: Literal["cpu", "cuda"], *, limit: float | None = None, sd: float | None = None) -> Policy:
+    """The policy of a kind of device.
+
+    Args:
+        limit: the least relative change that counts; None for that of the device.
+        sd: as `Policy` has it.
+
+    Raises:
+        UsageError: the limit is out of range.
+    """
+    return Policy(limit=LEAST_CHANGE[device] if limit is None else limit, absolute_s=_LEAST_SECONDS[device], sd=sd)

@@ -16,8 +16,8 @@ from bsa_bench.gate.compiled import run_compiled_tier
 from bsa_bench.gate.compiled_baseline import Provenance, write_baseline
 from bsa_bench.gate.compiled_figures import CompiledFigures
 from bsa_bench.gate.counters import CaseCounters, CountersProvenance, count, run_counters_tier, write_counters
-from bsa_bench.gate.execution import LEAST_CHANGE, ExecutionRequest, run_execution_tier
-from bsa_bench.gate.policy import Policy
+from bsa_bench.gate.execution import ExecutionRequest, run_execution_tier
+from bsa_bench.gate.policy import policy_for
 from bsa_bench.gate.sides import describe_side, has_revision, open_pair_side
 from bsa_bench.gate.verdict import Check, GateResult, Side, Tier, TierResult, Verdict, exit_code, summarise
 from bsa_bench.result import Environment
@@ -39,6 +39,7 @@ class GateRequest:
         tiers: which, in order.
         base: a git revision, `triton==VERSION` (tier 0 alone), or None for the committed baselines.
         own_bench: take the base's own benchmark code too.
+        paths: folders of packages of a repository other than bsa-bench's; of these each side imports its own.
         baselines, noise: folders of the committed baselines, and of this machine's limits files.
         archs, kernels, cache, jobs: of tier 0: architectures, patterns of configurations, compiled code, compilers.
         suite, overrides, threads, budget_s, call_limit_s, measure_unchanged, seed: of tiers 2 and 3.
@@ -54,6 +55,7 @@ class GateRequest:
     tiers: Sequence[Tier] = (0, 1, 2, 3)
     base: str | None = None
     own_bench: bool = False
+    paths: Sequence[Path] = ()
     baselines: Path = BASELINES
     noise: Path = NOISE
     archs: Sequence[ArchName] = ARCH_NAMES
@@ -240,11 +242,10 @@ class _Runner:
         request, tier = self._request, (2 if device == "cpu" else 3)
         name = self._execution_base()
         calibration = self._calibration(device)
-        limit = request.limit or LEAST_CHANGE[device]
-        policy = Policy(limit=limit, sd=calibration.pair_sd if calibration else None)
+        policy = policy_for(device, limit=request.limit, sd=calibration.pair_sd if calibration else None)
         with (
-            open_pair_side(name, own_bench=request.own_bench) as base,
-            open_pair_side(".") as head,
+            open_pair_side(name, own_bench=request.own_bench, paths=request.paths) as base,
+            open_pair_side(".", own_bench=request.own_bench, paths=request.paths) as head,
         ):
             execution = ExecutionRequest(
                 suite=request.suite,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import bsa_bench
@@ -19,27 +19,51 @@ ROOT = Path(bsa_bench.__file__).resolve().parents[1]
 
 
 @contextlib.contextmanager
-def open_pair_side(name: str, *, own_bench: bool = False) -> Iterator[PairSide]:
+def open_pair_side(name: str, *, own_bench: bool = False, paths: Sequence[Path] = ()) -> Iterator[PairSide]:
     """Turn the name of a side into what its processes import, for as long as the context lasts.
 
     Args:
         name: `.` for the sources that run this command, or a git revision of the repository around the working
             directory.
         own_bench: take the benchmark's code from the revision too, not only its kernels.
+        paths: folders of packages, relative to the top of that repository: of these each side imports its own, and the
+            kernels and the benchmark are the installed ones for both. For repositories other than bsa-bench's.
 
     Raises:
-        UsageError: there is no such revision; or the working directory is another checkout than the code that runs, so
-            that `.` would not mean what it says.
+        UsageError: there is no such revision, or it has not these folders; or the working directory is another checkout
+            than the code that runs, so that `.` would not mean what it says.
     """
+    if name == HERE and paths:
+        yield _with_paths("these sources", Path(_git(Path.cwd(), "rev-parse", "--show-toplevel") or Path.cwd()), paths)
+        return
     if name == HERE:
         check_here()
-        yield PairSide(label="these sources")
+        yield PairSide(label="these sources", own_code=_bench_of(ROOT) if own_bench else ())
         return
     with revision_sources(name.removeprefix("git:"), Path.cwd()) as folder:
+        if paths:
+            yield _with_paths(name, folder, paths)
+            return
         if not (folder / "kernels" / "bsa_kernels").is_dir():
-            raise UsageError(f"revision {name!r}: has no kernels/bsa_kernels, expected a revision of bsa-bench")
+            raise UsageError(
+                f"revision {name!r}: has no kernels/bsa_kernels, expected a revision of bsa-bench; of another "
+                "repository, name the folders of your packages with --path"
+            )
         bench = (folder, folder / "suites") if own_bench else ()
-        yield PairSide(label=name, first_paths=(*bench, folder / "kernels"))
+        own_code = _bench_of(folder) if own_bench else ()
+        yield PairSide(label=name, first_paths=(*bench, folder / "kernels"), own_code=own_code)
+
+
+def _with_paths(label: str, top: Path, paths: Sequence[Path]) -> PairSide:
+    folders = tuple(top / path for path in paths)
+    for path, folder in zip(paths, folders, strict=True):
+        if path.is_absolute() or not folder.is_dir():
+            raise UsageError(f"--path {path}: expected a folder relative to the top of the repository, in {label}")
+    return PairSide(label=label, first_paths=folders, own_code=folders)
+
+
+def _bench_of(top: Path) -> tuple[Path, ...]:
+    return top / "bsa_bench", top / "suites"
 
 
 def describe_side(name: str) -> Side:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from gate_result_factory import pairs
-from report_factory import case, measured, result, run_line, wrong, write_run
+from report_factory import case, measured, result, run_line, write_run, wrong
 
 from bsa_bench.errors import UsageError
 from bsa_bench.gate.compare import compare_implementations, compare_runs, sentence
@@ -192,7 +192,9 @@ def test_implementations_of_a_run_are_compared_on_what_both_have(run):
     assert [check.name for check in checks] == [CASE.case_id, OTHER.case_id]
     assert [check.verdict for check in checks] == [Verdict.FASTER] * 2
     assert [check.pairs.ratio for check in checks] == pytest.approx([0.5, 0.25], rel=0.05)
-    with pytest.raises(UsageError, match="implementation 'bsa@flex': run run-1 has none of it, it has bsa@gather, full"):
+    with pytest.raises(
+        UsageError, match="implementation 'bsa@flex': run run-1 has none of it, it has bsa@gather, full"
+    ):
         compare_implementations(one, "bsa@gather", "bsa@flex", POLICY)
 
 
@@ -255,5 +257,3 @@ def test_two_modes_of_the_head_are_shown(compared):
     check = compared(processes(num=8, spread=0.001), head)
     assert check.pairs.modes == pytest.approx((1.0, 1.3), rel=0.02)
     assert check.verdict is Verdict.AMBIGUOUS
-
-

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from bsa_bench.cli.app import app
 from bsa_bench.errors import EXIT_INFRASTRUCTURE, EXIT_NOTHING_MEASURED, BenchError, StoreError, UsageError
 from bsa_bench.limits import measure as measuring
+from bsa_bench.limits.ceilings import REPEATS
 from bsa_bench.limits.file import Limit, Limits, read_limits, with_limits
-from bsa_bench.limits.measure import REPEATS, Sizes, measure
+from bsa_bench.limits.measure import Sizes, measure
 from bsa_bench.limits.triton_limits import add_tiles, make_lists, read_tiles
 from bsa_bench.static.devices import DEVICES
 

@@ -1,14 +1,12 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from run_factory import case
 
 from bsa_bench.catalog import build_operator
-from bsa_bench.measure.passes import Subject, pass_call, time_pass
+from bsa_bench.errors import BenchError
+from bsa_bench.measure.passes import Subject, Timers, pass_call, time_pass
 from bsa_bench.measure.sampling import Protocol
-from bsa_bench.measure.timer import EventTimer, HostTimer, make_timer
-from bsa_bench.result import PASSES
+from bsa_bench.result import PASSES, CrossCheck
 
 PROTOCOL = Protocol(warmup_cap_s=0.0, min_samples=4, max_samples=4, seconds=0.0, verify_after=False)
 FORWARD = {"permute": 1.0, "select": 2.0, "plan": 4.0, "attend": 8.0, "fill": 16.0}
@@ -18,18 +16,23 @@ BACKWARD = {"fill_backward": 32.0, "attend_backward": 64.0, "permute_backward": 
 class ScriptedTimer:
     """Makes the calls and returns scripted seconds."""
 
-    name = "host"
-    cache = "warm"
+    times_phases = True
 
-    def __init__(self):
+    def __init__(self, name="host", cache="warm", scale=1.0):
+        self.name, self.cache, self.scale = name, cache, scale
         self.num_calls = 0
         self.graph = []
+        self.dispatch_s = self.ran_dry = None
+
+    def bind(self, make, *, inputs_bytes):
+        self.inputs_bytes = inputs_bytes
+        return make(0)
 
     def sample(self, call):
         self.num_calls += 1
         out = call()
         self.graph.append(torch.is_tensor(out) and out.requires_grad)
-        return float(self.num_calls)
+        return float(self.num_calls) * self.scale
 
     def sample_phases(self, call):
         spans = {}
@@ -37,20 +40,19 @@ class ScriptedTimer:
         return spans
 
 
-def timed(which, implementation="bsa@gather"):
-    one = case(implementation, passes=which)
+def subject_of(one, which):
     w = one.workload
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad = (torch.randn(1, w.heads, w.num_tokens, w.head_dim, generator=generator) for _ in range(4))
-    timer = ScriptedTimer()
     operator = build_operator(one, scale=0.2)
-    return time_pass(
-        Subject(operator, {"q": q, "k": k, "v": v}, ("q", "k", "v"), None if which == "forward" else grad),
-        which=which,
-        timer=timer,
-        protocol=PROTOCOL,
-        first_call_s=0.25,
-    ), timer
+    return Subject(operator, {"q": q, "k": k, "v": v}, ("q", "k", "v"), None if which == "forward" else grad)
+
+
+def timed(which, implementation="bsa@gather", timer=None, **others):
+    timer = timer or ScriptedTimer()
+    subject = subject_of(case(implementation, passes=which), which)
+    timers = Timers(timer, **others)
+    return time_pass(subject, which=which, timers=timers, protocol=PROTOCOL, first_call_s=0.25), timer
 
 
 @pytest.mark.slow
@@ -146,70 +148,87 @@ def test_a_backward_repeats_on_one_graph_and_both_together_make_it_anew(which, f
     assert counts == {"forward": forwards, "backward": backwards}
 
 
-def test_the_host_timer_gives_the_spans_between_marks_and_they_add_up(monkeypatch):
-    ticks = iter([0, 10, 10_000, 10_500, 11_500])
-    monkeypatch.setattr("bsa_bench.measure.timer.time.perf_counter_ns", lambda: next(ticks))
-    timer = HostTimer()
-    assert timer.sample(lambda: None) == pytest.approx(10e-9)
-    spans = timer.sample_phases(lambda mark: [mark("select"), mark("attend")])
-    assert spans == pytest.approx({"select": 500e-9, "attend": 1000e-9})
+@pytest.mark.parametrize("which", ["forward", "backward"])
+def test_a_copy_of_a_subject_has_its_values_in_memory_of_its_own(which):
+    subject = subject_of(case("full@sdpa-math", passes=which), which)
+    copy = subject.copy()
+    assert copy.inputs_bytes == subject.inputs_bytes == (3 if which == "forward" else 4) * 4 * 256 * 32
+    for name, x in subject.tensors.items():
+        assert torch.equal(copy.tensors[name], x)
+        assert copy.tensors[name].data_ptr() != x.data_ptr()
+    assert (copy.grad is None) == (which == "forward")
+    assert copy.grad is None or copy.grad.data_ptr() != subject.grad.data_ptr()
 
 
-def test_a_cpu_is_timed_by_the_host_with_warm_caches():
-    timer = make_timer(torch.device("cpu"))
-    assert (timer.name, timer.cache) == ("host", "warm")
+def dense(timer, **others):
+    return timed("forward", "full@sdpa-math", timer, **others)[0]
 
 
-class FakeStream:
-    """A GPU whose clock moves when it works: scripted events, flushes seen."""
-
-    def __init__(self, monkeypatch):
-        self.now_ms = 0.0
-        self.synchronised = 0
-        stream = self
-
-        class Event:
-            def __init__(self, *, enable_timing):
-                assert enable_timing
-
-            def record(self):
-                self.at_ms = stream.now_ms
-
-            def elapsed_time(self, other):
-                return other.at_ms - self.at_ms
-
-        properties = SimpleNamespace(L2_cache_size=1000)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-        monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "synchronize", self._synchronize)
-        self.timer = EventTimer(torch.device("cpu"))
-        self.flush_bytes = self.timer._flush.numel()
-        self.timer._flush = SimpleNamespace(zero_=lambda: self.work(1000.0))
-
-    def _synchronize(self):
-        self.synchronised += 1
-
-    def work(self, ms):
-        self.now_ms += ms
+def test_the_other_cache_state_has_samples_of_its_own():
+    warm = ScriptedTimer("event", "warm", scale=0.5)
+    timing = dense(ScriptedTimer("event", "cold"), warm=warm)
+    assert timing.cache == "cold"
+    assert timing.warm == [1.0, 1.5, 2.0, 2.5]  # the first call brought the caches to the state
+    assert dense(ScriptedTimer()).warm is None
 
 
-def test_the_event_timer_evicts_twice_the_l2_before_each_sample_and_outside_of_it(monkeypatch):
-    stream = FakeStream(monkeypatch)
-    assert stream.flush_bytes == 2000
-    assert [stream.timer.sample(lambda: stream.work(5.0)) for _ in range(2)] == [5e-3, 5e-3]
-    assert stream.now_ms == 2 * 1005.0
-    assert stream.synchronised == 2
-    assert (stream.timer.name, stream.timer.cache) == ("event", "cold")
+def test_another_timer_gives_a_median_and_one_far_off_is_a_flag():
+    agreeing = dense(ScriptedTimer("event", "cold"), check=ScriptedTimer("device-span", "cold"))
+    assert agreeing.cross_check == CrossCheck(timer="device-span", median_s=3.5, num_samples=4)
+    assert agreeing.timer_disagreement == 0
+    assert not agreeing.timers_disagree
+    far = dense(ScriptedTimer("event", "cold"), check=ScriptedTimer("device-span", "cold", scale=0.96))
+    assert far.timer_disagreement == pytest.approx(-0.04)
+    assert far.timers_disagree
+    short = dense(ScriptedTimer("event", "cold", 1e-5), check=ScriptedTimer("device-span", "cold", 2e-5))
+    assert short.timer_disagreement is None
+    assert not short.timers_disagree
+    assert not dense(ScriptedTimer()).timers_disagree
 
 
-def test_marks_on_a_gpu_do_not_synchronise_and_give_the_spans_between_them(monkeypatch):
-    stream = FakeStream(monkeypatch)
+def test_another_timer_that_cannot_time_leaves_its_reason_and_the_samples_stand():
+    class Broken(ScriptedTimer):
+        def sample(self, call):
+            raise BenchError("CUPTI is in use")
 
-    def call(mark):
-        stream.work(3.0)
-        mark("select")
-        assert stream.synchronised == 0
-        stream.work(4.0)
-        mark("attend")
+    timing = dense(ScriptedTimer("event", "cold"), check=Broken("device-span", "cold"))
+    assert timing.samples == [2.0, 3.0, 4.0, 5.0]
+    assert timing.cross_check == CrossCheck(timer="device-span", reason="CUPTI is in use")
+    assert timing.timer_disagreement is None
 
-    assert stream.timer.sample_phases(call) == pytest.approx({"select": 3e-3, "attend": 4e-3})
+
+def test_an_error_of_the_operator_under_another_timer_is_raised():
+    class Failing(ScriptedTimer):
+        def sample(self, call):
+            raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        dense(ScriptedTimer("event", "cold"), check=Failing("device-span", "cold"))
+
+
+@pytest.mark.parametrize(("dry", "gaps"), [([True, True, True, False], True), ([True, True, False, False], False)])
+def test_the_hosts_part_is_the_median_of_the_samples_alone(dry, gaps):
+    class Telling(ScriptedTimer):
+        def sample(self, call):
+            seconds = super().sample(call)
+            # The first sample is of the warm-up.
+            self.dispatch_s = seconds / 10
+            self.ran_dry = [True, *dry][self.num_calls - 1]
+            return seconds
+
+    timing = dense(Telling("event", "cold"))
+    assert timing.host_s == pytest.approx(0.35)
+    assert timing.host_gaps is gaps
+
+
+def test_a_timer_without_phases_has_none_but_the_one_that_is_the_whole():
+    class Whole(ScriptedTimer):
+        times_phases = False
+
+        def sample_phases(self, call):
+            raise AssertionError("not to be asked")
+
+    assert dense(Whole("graph", "cold")).phases == {"attend": [2.0, 3.0, 4.0, 5.0]}
+    sparse, _ = timed("forward", timer=Whole("graph", "cold"))
+    assert sparse.phases == {}
+    assert sparse.attend_only is sparse.attend_select is None

@@ -1,0 +1,79 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+import bsa_kernels
+from bsa_bench.catalog import make_case
+from bsa_bench.gate.lockstep import LockstepBench, LockstepSettings, PairSide
+from bsa_bench.gate.two_stage import PairSample
+from bsa_bench.gate.verdict import Verdict
+from bsa_bench.methods.bsa import BsaOptions
+from bsa_bench.stats.pairs import lockstep_log_ratio
+from bsa_bench.workload import PRESETS, InputSpec, Workload
+
+PRESET = PRESETS["cpu-1x32"]
+SPOILED = '''
+
+_exact = attend
+
+
+def attend(q_tiles, k_tiles, v_tiles, plan, prepared, *, scale):
+    """Slow for 512 tokens, wrong for 768."""
+    import time
+
+    start = time.perf_counter()
+    out = _exact(q_tiles, k_tiles, v_tiles, plan, prepared, scale=scale)
+    num_tokens = k_tiles.numel() // k_tiles.shape[-1]
+    if num_tokens == 512:
+        end = start + 6 * (time.perf_counter() - start)
+        while time.perf_counter() < end:
+            pass
+    return out * 1.01 if num_tokens == 768 else out
+'''
+
+
+def forward(frames):
+    workload = Workload(
+        model="cpu-1x32",
+        grid=(frames, 8, 8),
+        heads=PRESET.heads,
+        head_dim=PRESET.head_dim,
+        input=InputSpec(kind="smooth"),
+    )
+    options = BsaOptions(kv_density=0.4)
+    return make_case(suite="tiny", workload=workload, implementation="bsa@gather", passes="forward", options=options)
+
+
+def copied_kernels(folder, *, spoiled):
+    """A copy of the kernels, spoiled or as they are; returns what stands on the module path."""
+    package = Path(bsa_kernels.__file__).parent
+    shutil.copytree(package, folder / "bsa_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    if spoiled:
+        with (folder / "bsa_kernels" / "engines" / "gather.py").open("a") as gather:
+            gather.write(SPOILED)
+    return folder
+
+
+@pytest.mark.slow
+def test_real_workers_find_what_is_the_same_slower_and_wrong(tmp_path):
+    sides = [
+        PairSide(label=label, first_paths=(copied_kernels(tmp_path / label, spoiled=label == "head"),))
+        for label in ("base", "head")
+    ]
+    bench = LockstepBench(
+        {"same": forward(4), "slow": forward(8), "wrong": forward(12)},
+        base=sides[0],
+        head=sides[1],
+        settings=LockstepSettings(device="cpu", threads=1, logs=tmp_path / "logs", turns_s=0.5),
+    )
+    found = bench.measure(["same", "wrong", "slow"])
+    logs = [(tmp_path / "logs" / f"{label}.log").read_text() for label in ("base", "head")]
+    for name in ("same", "slow"):
+        assert isinstance(found[name], PairSample), (found[name], logs)
+        assert len(found[name].base) == len(found[name].head) >= 5
+    assert abs(lockstep_log_ratio(found["same"].base, found["same"].head)) < 0.3
+    assert 0.4 < lockstep_log_ratio(found["slow"].base, found["slow"].head) < 1.9
+    assert found["wrong"].verdict is Verdict.WRONG
+    assert found["wrong"].reason.startswith("head: output: ")
+    assert "above its budget" in found["wrong"].reason

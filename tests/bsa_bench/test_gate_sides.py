@@ -1,0 +1,153 @@
+import shutil
+
+import pytest
+from git_factory import Repository
+
+from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.gate import run
+from bsa_bench.gate.acceptance import read_acceptances
+from bsa_bench.gate.execution import Selection, select
+from bsa_bench.gate.run import GateRequest, Outcome, accept
+from bsa_bench.gate.sides import ROOT, check_here, describe_side, has_revision, open_pair_side
+from bsa_bench.gate.verdict import Check, GateResult, Side, TierResult, Verdict
+from bsa_bench.run.probe import Probe
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    made = Repository(tmp_path / "repository")
+    monkeypatch.chdir(made.folder)
+    made.commit("empty")
+    made.commit("start", a__py="x = 1\n")
+    return made
+
+
+def test_a_revision_has_its_own_kernels_and_only_if_asked_its_own_bench(repository):
+    with open_pair_side("git:HEAD") as side:
+        (kernels,) = side.first_paths
+        assert side.label == "git:HEAD"
+        assert (kernels / "bsa_kernels" / "a.py").read_text() == "x = 1\n"
+    assert not kernels.exists()
+    with open_pair_side("main", own_bench=True) as side:
+        names = [path.name for path in side.first_paths]
+        assert names[1:] == ["suites", "kernels"]
+        assert side.first_paths[0] == side.first_paths[2].parent
+    with open_pair_side(".") as side:
+        assert (side.first_paths, side.label) == ((), "these sources")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("HEAD~1", "revision 'HEAD~1': has no kernels/bsa_kernels, expected a revision of bsa-bench"),
+        ("nowhere", "revision 'nowhere': no such commit, branch or tag here"),
+    ],
+)
+def test_what_is_no_side_is_named(repository, name, message):
+    with pytest.raises(UsageError, match=message), open_pair_side(name):
+        pass
+
+
+def test_a_side_is_stored_with_its_commit(repository):
+    commit = repository.git("rev-parse", "HEAD")
+    assert describe_side("git:HEAD") == Side(label="git:HEAD", commit=commit)
+    assert describe_side("triton==3.6.0") == Side(label="triton==3.6.0")
+    assert has_revision("HEAD")
+    assert not has_revision("HEAD~9")
+    assert not has_revision("--help")
+
+
+def test_these_sources_are_dirty_with_a_file_that_git_does_not_know(tmp_path, monkeypatch):
+    clone = tmp_path / "clone"
+    repository = Repository(clone)
+    repository.commit("start", a__py="x = 1\n")
+    monkeypatch.setattr("bsa_bench.gate.sides.ROOT", clone)
+    assert describe_side(".").dirty is False
+    assert describe_side(".").commit == repository.git("rev-parse", "HEAD")
+    (clone / "kernels" / "bsa_kernels" / "new.py").write_text("")
+    assert describe_side(".").dirty is True
+    shutil.rmtree(clone / ".git")
+    assert describe_side(".") == Side(label="these sources")
+
+
+def test_another_checkout_is_no_place_to_measure_these_sources_from(repository):
+    check_here()  # it has no bench of its own
+    (repository.folder / "bsa_bench").mkdir()
+    with pytest.raises(
+        UsageError, match=f"the working directory is the checkout .*, the bsa-bench that runs is.*{ROOT}"
+    ):
+        check_here()
+
+
+def test_a_folder_without_git_is_no_checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_here()
+    assert not has_revision("HEAD")
+
+
+def test_the_cases_of_a_suite_are_sorted_by_what_can_be_learnt_here(tmp_path, monkeypatch):
+    from test_gate_cli import SUITE, fake_probe
+
+    def without_gather_backward(questions, **more):
+        found = fake_probe(questions, **more)
+        reasons = {q: "no backward" if q[0] == "bsa@gather" and q[3] else None for q in found.reasons}
+        return Probe(found.environment, reasons | {q: "no" for q in reasons if q[0] == "full@flex"})
+
+    monkeypatch.setattr("bsa_bench.gate.execution.probe", without_gather_backward)
+    (tmp_path / "s.toml").write_text(SUITE)
+    overrides = [
+        "passes=forward,backward",
+        "implementation=full@flex,full@sdpa-math,full@sdpa-flash,bsa@gather,bsa@triton",
+    ]
+    found = select(str(tmp_path / "s.toml"), overrides, "cpu", threads=1)
+    assert isinstance(found, Selection)
+
+    def names(cases):
+        return [(each.implementation, each.passes) for each in cases.values()]
+
+    assert names(found.timed) == [("bsa@gather", "forward")]
+    assert names(found.controls) == [("full@sdpa-flash", "forward")]
+    assert names(found.verified) == [("bsa@triton", "backward")]  # which has the forward's output too
+    assert list(found.left_out.values()) == ["no backward"]
+
+
+HEAD = Side(label="these sources", commit="a" * 40, dirty=False)
+
+
+def outcome(*checks, head=HEAD, counters=(), compiled=(), reason=None):
+    tier = TierResult(tier=1, checks=checks, reason=reason)
+    result = GateResult(
+        utc="2026-11-26T10:00:00+00:00", command=(), base=HEAD, head=head, tiers=(tier,), exit_code=0, summary=""
+    )
+    return Outcome(result, compiled, counters, None)
+
+
+def test_accepting_writes_what_was_run_and_records_the_commit(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(run, "write_counters", lambda path, counters, about: written.append((path, counters, about)))
+    request = GateRequest(tiers=(1, 2), baselines=tmp_path / "new" / "baselines", accepting=True)
+    slower = Check(tier=1, name="x", verdict=Verdict.SLOWER)
+    paths = accept(outcome(slower, counters=("counted",)), request, "worth it")
+    assert paths == [request.baselines / "counters.json", request.baselines / "accepted.jsonl"]
+    ((path, counters, about),) = written
+    assert (path, counters, about.commit, about.reason) == (paths[0], ("counted",), HEAD.commit, "worth it")
+    (recorded,) = read_acceptances(request.baselines)
+    assert (recorded.commit, recorded.reason, recorded.tiers) == (HEAD.commit, "worth it", (1,))
+
+
+def test_what_is_wrong_unfinished_or_empty_is_not_accepted(tmp_path):
+    request = GateRequest(tiers=(1,), baselines=tmp_path / "baselines", accepting=True)
+    wrong = Check(tier=1, name="x", verdict=Verdict.WRONG, reason="output: 0.3")
+    for found, message in (
+        (outcome(wrong, counters=("counted",)), r"x is wrong \(output: 0.3\); no reason makes that a baseline"),
+        (outcome(), "nothing to write: tiers 0 and 1 have no figures"),
+        (outcome(reason="Triton is not installed"), "nothing to write: Triton is not installed"),
+        (outcome(head=HEAD.model_copy(update={"dirty": True})), "these sources differ from their commit"),
+    ):
+        with pytest.raises(UsageError, match=f"--accept: {message}"):
+            accept(found, request, "because")
+    assert read_acceptances(request.baselines) == []
+    (tmp_path / "file").write_text("")
+    nowhere = GateRequest(tiers=(1,), baselines=tmp_path / "file" / "x", accepting=True)
+    with pytest.raises(StoreError, match=r"--baselines .*file/x: Not a directory"):
+        accept(outcome(counters=("counted",)), nowhere, "because")
