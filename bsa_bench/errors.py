@@ -22,7 +22,10 @@ EXIT_CODES: dict[int, str] = {
     EXIT_USAGE: "usage: a wrong flag, suite, axis, implementation, input or run name; nothing was run",
     EXIT_WRONG: "at least one case gave a wrong result (recorded as WRONG, never as fast)",
     EXIT_NOTHING_MEASURED: "nothing was measured: no case can run here",
-    EXIT_INFRASTRUCTURE: "infrastructure: the results folder cannot be written, or the disk is full",
+    EXIT_INFRASTRUCTURE: (
+        "infrastructure: the results folder cannot be written, the disk is full, or the GPU is not in a state to be "
+        "measured"
+    ),
     EXIT_SOME_FAILED: "some cases crashed, timed out or ran out of memory; they are recorded, the others are measured",
     EXIT_INTERRUPTED: "interrupted (Ctrl-C); what was measured is kept, --resume goes on",
 }
@@ -50,6 +53,12 @@ class UnsupportedError(BenchError):
 
 class InputError(UsageError):
     """An input (clip, tensor file) is missing or does not fit the workload."""
+
+
+class MachineError(BenchError):
+    """The machine is not in a state to be measured: others use it, or it is held back."""
+
+    exit_code = EXIT_INFRASTRUCTURE
 
 
 class StoreError(BenchError):

@@ -7,6 +7,7 @@ asked otherwise, the kernels (`bsa_kernels`) are those of the side.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import sys
@@ -79,10 +80,7 @@ class _Side:
             return self._prepare(request) if isinstance(request, Prepare) else self._finish(request)
         except Exception as error:  # noqa: BLE001  # the one case boundary
             self._current = None
-            outcome = failure(error)
-            if trace := outcome.get("traceback"):
-                sys.stderr.write(trace)
-            return Reply(status=outcome["status"], reason=outcome["reason"])
+            return _failed(error)
 
     def _set_up(self, request: SetUp) -> Reply:
         count = set_up_cpu(request.threads, last=True)
@@ -142,8 +140,7 @@ class _Side:
         try:
             return Reply(seconds=self._timer.sample(self._current.call))
         except Exception as error:  # noqa: BLE001  # the one case boundary
-            outcome = failure(error)
-            return Reply(status=outcome["status"], reason=outcome["reason"])
+            return _failed(error)
 
     def _finish(self, request: Finish) -> Reply:
         from bsa_bench.measure.memory import measure_memory
@@ -160,6 +157,15 @@ class _Side:
             if not after.passed:
                 return Reply(status=Status.WRONG, reason=f"after timing: {after.reason}")
         return Reply(peak_bytes=peak_bytes)
+
+
+def _failed(error: Exception) -> Reply:
+    outcome = failure(error)
+    if trace := outcome.get("traceback"):
+        with contextlib.suppress(OSError):  # a full disk takes the words, not the answer
+            sys.stderr.write(trace)
+            sys.stderr.flush()
+    return Reply(status=outcome["status"], reason=outcome["reason"])
 
 
 if __name__ == "__main__":

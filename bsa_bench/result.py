@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from statistics import median
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, NonNegativeInt, PositiveInt, model_validator
@@ -22,7 +23,15 @@ IMPLEMENTATION = r"[a-z0-9-]+@[a-z0-9-]+(:[a-z0-9-]+(\+[a-z0-9-]+)*)?"
 """`method@engine`, or `method@engine:form+form`."""
 PassName = Literal["forward", "backward", "forward+backward"]
 PASSES: tuple[PassName, ...] = ("forward", "backward", "forward+backward")
+TimerName = Literal["host", "event", "device-span", "graph"]
+TimerChoice = Literal["auto", "host", "event", "device-span", "graph"]
+CacheName = Literal["cold", "warm"]
+CacheChoice = Literal["cold", "warm", "both"]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+VOLATILE = frozenset({"load_average", "steal_share"})
+"""What `Environment.cpu` records and its hash leaves out: it differs from one minute to the next."""
+CHECKED_ABOVE_S, CHECKED_WITHIN = 100e-6, 0.03
+"""Two timers of a call that takes longer than this are expected to agree within this share."""
 
 
 class Line(BaseModel):
@@ -200,12 +209,27 @@ class Case(Line):
         return "/".join([self.implementation, *self.workload.slugs, *([self.label] if self.label else []), self.passes])
 
 
+class CrossCheck(Line):
+    """The median of a few samples by another timer, in the same cache state; null with a reason where it had none."""
+
+    timer: TimerName
+    median_s: NonNegative | None = None
+    num_samples: NonNegativeInt = 0
+    reason: str | None = None
+
+
 class Timing(Line):
     """Latencies of the whole operator in seconds, raw and in order.
 
     Args:
-        timer: `host` (perf_counter around a synchronised call) or `event` (a pair of CUDA events).
-        cache: `cold` (L2 flushed by its queried size before each sample) or `warm` (nothing done).
+        timer: `host` (perf_counter around a synchronised call), `event` (a pair of CUDA events behind a kernel that
+            holds the queue), `device-span` (from the operator's first kernel start to its last kernel end, by the
+            profiler) or `graph` (a pair of events around the replay of a CUDA graph).
+        cache: `cold` (L2 evicted by a write of twice its queried size before each sample) or `warm` (nothing done).
+        warm: samples in the warm state too, where both states were asked for; `cache` is then `cold`.
+        host_s: median seconds until a call had enqueued its work and returned; null where the timer cannot tell.
+        host_gaps: whether, in most samples, the device began before the host had enqueued the whole call, so that
+            waiting for the host can be in the time; null where the timer cannot tell.
         first_call_s: the first call of the pass in its process, what it compiles included; apart from the samples. The
             pass `backward` has only its own part of it, not that of the forward it runs on.
         phases: samples of each phase in order, in a pass of its own with a time stamp between phases: permute, select,
@@ -213,8 +237,8 @@ class Timing(Line):
         attend_only, attend_select: the sums of those phases that the name says, sample by sample.
     """
 
-    timer: Literal["host", "event"]
-    cache: Literal["cold", "warm"]
+    timer: TimerName
+    cache: CacheName
     first_call_s: NonNegative
     warmup_s: NonNegative
     settled: bool
@@ -222,6 +246,26 @@ class Timing(Line):
     phases: dict[str, list[NonNegative]] = {}
     attend_only: list[NonNegative] | None = None
     attend_select: list[NonNegative] | None = None
+    warm: Annotated[list[NonNegative], Field(min_length=1)] | None = None
+    host_s: NonNegative | None = None
+    host_gaps: bool | None = None
+    cross_check: CrossCheck | None = None
+
+    @property
+    def timer_disagreement(self) -> float | None:
+        """How far the other timer's median is from this one's, as a share; null where it is not compared.
+
+        Short calls are not: the fixed cost of events is a large part of them.
+        """
+        own, check = median(self.samples), self.cross_check
+        if check is None or check.median_s is None or own <= CHECKED_ABOVE_S:
+            return None
+        return check.median_s / own - 1
+
+    @property
+    def timers_disagree(self) -> bool:
+        """Whether the two timers are so far apart that one of them measures something else."""
+        return abs(self.timer_disagreement or 0.0) > CHECKED_WITHIN
 
 
 class DeviceState(Line):
@@ -250,6 +294,37 @@ class Memory(Line):
     predicted_bytes: NonNegativeInt | None = None
     how: str
     reason: str | None = None
+
+
+class Energy(Line):
+    """Energy of a call, from a counter of the device read before and after a loop of calls.
+
+    Args:
+        joules_per_call: the counter's growth over the number of calls; null with a reason where there is no counter.
+        above_idle_joules_per_call: the same without what the device took at rest (`idle_w`) in that time.
+        num_calls, seconds: of the loop.
+        how: which counter, and what else draws on it.
+    """
+
+    joules_per_call: NonNegative | None = None
+    above_idle_joules_per_call: FiniteFloat | None = None
+    idle_w: NonNegative | None = None
+    num_calls: NonNegativeInt = 0
+    seconds: NonNegative | None = None
+    how: str
+    reason: str | None = None
+
+
+class Ceiling(Line):
+    """What the device delivered of one resource at the start of the run: `GEMM float32`, `copy`.
+
+    `unit` is `FLOP/s` or `B/s`; `detail` says how it was measured.
+    """
+
+    name: str
+    value: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    unit: Literal["FLOP/s", "B/s"]
+    detail: str
 
 
 class Work(Line):
@@ -345,6 +420,7 @@ class Result(Line):
     timing: Timing | None = None
     state: DeviceState | None = None
     memory: Memory | None = None
+    energy: Energy | None = None
     work: Work | None = None
     correctness: Correctness | None = None
     wall_s: NonNegative | None = None
@@ -363,7 +439,10 @@ class Result(Line):
 
 
 class Environment(Line):
-    """Where a run was made. `hash` names what makes timings comparable; results point at it."""
+    """Where a run was made. `hash` names what makes timings comparable; results point at it.
+
+    The entries of `cpu` in `VOLATILE` are recorded and not hashed.
+    """
 
     hash: str
     device_kind: Literal["cpu", "cuda"]
@@ -382,7 +461,8 @@ class RunLine(Line):
     """The start (or a resumption) of a run.
 
     `num_cases` were asked for, each in `num_processes` processes; `seed` is of the order in which they ran, null where
-    that was the order given.
+    that was the order given. `timer` and `cache` are what was asked for; null: the device's usual. `ceilings` were
+    measured before the first case.
     """
 
     schema_version: Literal[2] = 2
@@ -397,4 +477,7 @@ class RunLine(Line):
     num_cases: NonNegativeInt
     num_processes: PositiveInt = 1
     seed: NonNegativeInt | None = None
+    timer: TimerName | None = None
+    cache: CacheChoice | None = None
+    ceilings: list[Ceiling] = []
     unavailable: dict[str, str] = {}

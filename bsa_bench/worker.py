@@ -8,19 +8,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from bsa_bench.prepare import Prepared, correctness_of_pass, failure, prepare, verify_fresh
-from bsa_bench.result import Case, Result, Status
+from bsa_bench.result import Case, Result, Status, TimerName
 from bsa_bench.run.cpu import set_up_cpu
 from bsa_bench.run.estimate import is_interpreted
 from bsa_bench.run.job import EventPipe, Job, die_with_parent, read_job
 
 if TYPE_CHECKING:
+    from torch import device as Device  # noqa: N812
+
     from bsa_bench.contract import Engine
+    from bsa_bench.measure.passes import Timers
+
+OTHER_TIMER: dict[TimerName, TimerName] = {"event": "device-span", "device-span": "event"}
+"""Two timers that leave the host out, and should agree."""
 
 
 def main() -> None:
@@ -40,7 +48,8 @@ def main() -> None:
 def _probe(request: dict[str, Any]) -> dict[str, Any]:
     """Describe the environment and answer what cannot run.
 
-    `request`: `threads`, and for each device kind a list of [implementation, dtype, head_dim, backward].
+    `request`: `threads`, for each device kind a list of [implementation, dtype, head_dim, backward], and whether to
+    measure `ceilings`.
     """
     threads = set_up_cpu(request["threads"])
     import torch
@@ -61,10 +70,37 @@ def _probe(request: dict[str, Any]) -> dict[str, Any]:
         )
     os.environ.pop("TRITON_INTERPRET", None)
     environment = collect_environment(threads=threads, kind=kind)
+    device = torch.device(kind)
+    troubles, notes = _troubles(device)
+    ceilings = []
+    if request.get("ceilings") and not troubles:
+        from bsa_bench.limits.ceilings import measure_ceilings
+
+        if kind == "cpu":
+            torch.set_num_threads(threads)
+        ceilings = measure_ceilings(device)
     return {
         "environment": environment.model_dump(mode="json"),
         "reasons": [[*q, a] for q, a in zip(questions, answers, strict=True)],
+        "troubles": troubles,
+        "notes": notes,
+        "ceilings": [ceiling.model_dump(mode="json") for ceiling in ceilings],
     }
+
+
+def _troubles(device: Device) -> tuple[list[str], list[str]]:
+    """What is in the way of measuring on a device, and what of that could not be looked at; nothing on a CPU."""
+    if device.type != "cuda":
+        return [], []
+    import torch
+
+    from bsa_bench.measure.device_state import gpu_uuid
+    from bsa_bench.measure.preflight import inspect_gpu
+
+    torch.zeros(1, device=device)  # NVML lists a process once it has a context
+    torch.cuda.synchronize()
+    found = inspect_gpu(gpu_uuid(0))
+    return found.troubles, found.notes
 
 
 class _GroupRun:
@@ -109,10 +145,10 @@ class _GroupRun:
 
     def _measure(self, case: Case, engine: Engine, prepared: Prepared) -> dict[str, Any]:
         from bsa_bench.measure.device_state import DeviceWatch
+        from bsa_bench.measure.energy import measure_energy
         from bsa_bench.measure.memory import measure_memory
         from bsa_bench.measure.passes import pass_call, time_pass
         from bsa_bench.measure.sampling import PROTOCOLS
-        from bsa_bench.measure.timer import make_timer
         from bsa_bench.measure.work import work_of
 
         assert prepared.correctness is not None
@@ -136,20 +172,20 @@ class _GroupRun:
             timing = time_pass(
                 subject,
                 which=case.passes,
-                timer=make_timer(self.device),
+                timers=self._timers(),
                 protocol=protocol,
                 first_call_s=prepared.first_call_s[case.passes],
             )
         self.events.progress(f"{case.passes}: memory")
-        inputs = [*subject.tensors.values(), *([] if case.passes == "forward" else [subject.grad])]
-        memory = measure_memory(
-            pass_call(subject, case.passes),
-            inputs_bytes=sum(x.numel() * x.element_size() for x in inputs if x is not None),
-            device=self.device,
-        )
+        call = pass_call(subject, case.passes)
+        read = replace(subject, grad=None) if case.passes == "forward" else subject
+        memory = measure_memory(call, inputs_bytes=read.inputs_bytes, device=self.device)
         if case.passes == "backward":
             memory = memory.model_copy(update={"how": f"{memory.how}; what the forward keeps for it is not in it"})
         outcome |= {"timing": timing, "state": watch.state, "memory": memory}
+        if self.job.profile == "report":
+            self.events.progress(f"{case.passes}: energy")
+            outcome["energy"] = measure_energy(call, device=self.device, call_s=statistics.median(timing.samples))
         if protocol.verify_after:
             self.events.progress(f"{case.passes}: verifying again")
             after = verify_fresh(case, prepared)
@@ -161,6 +197,22 @@ class _GroupRun:
                     "reason": f"after timing: {after.reason}",
                 }
         return outcome | {"status": Status.OK}
+
+    def _timers(self) -> Timers:
+        """The job's timer; the same with warm caches where both states are asked for; and on a GPU, by the profile
+        `report`, one to compare it with.
+        """
+        from bsa_bench.measure.passes import Timers
+        from bsa_bench.measure.timer import make_timer
+
+        job, device = self.job, self.device
+        main = make_timer(device, job.timer, "cold" if job.cache == "both" else job.cache)
+        other = OTHER_TIMER.get(main.name) if job.profile == "report" else None
+        return Timers(
+            main,
+            warm=make_timer(device, main.name, "warm") if job.cache == "both" else None,
+            check=make_timer(device, other, main.cache) if other else None,
+        )
 
     def _report(self, case: Case, engine: Engine, **outcome: Any) -> None:
         now = time.monotonic()

@@ -7,6 +7,7 @@ measured with the others, and if it moves, the machine did.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +133,7 @@ def run_execution_tier(
     selection = select(request.suite, request.overrides, request.device, threads=request.threads)
     if not selection.timed and not selection.verified:
         reason = f"suite {request.suite}: none of its sparse cases can be measured here"
-        result = TierResult(tier=request.tier, checks=_left_out(selection, request), reason=reason)
+        result = TierResult(tier=request.tier, reason=reason, notes=tuple(_left_out(selection)))
         return result, selection.environment
     bench = LockstepBench(
         selection.cases,
@@ -165,27 +166,28 @@ def run_execution_tier(
         reason = "both sides run the same sources (comments and docstrings aside); --measure-unchanged times it"
         checks = _all(selection, request, Verdict.UNCHANGED, reason)
     else:
+        deadline = started + request.budget_s
+
+        def is_late() -> bool:
+            return time.monotonic() > deadline
+
+        checks = decide(
+            list(selection.timed),
+            bench,
+            request.policy,
+            tier=request.tier,
+            controls=list(selection.controls),
+            seed=request.seed,
+            out_of_time=is_late,
+            tell=tell,
+        )
         if selection.verified:
             tell("verifying what cannot be timed here")
-            checks += _verified_checks(bench.verify(list(selection.verified)), request.tier)
-        deadline = started + request.budget_s
-        checks = [
-            *decide(
-                list(selection.timed),
-                bench,
-                request.policy,
-                tier=request.tier,
-                controls=list(selection.controls),
-                seed=request.seed,
-                out_of_time=lambda: time.monotonic() > deadline,
-                tell=tell,
-            ),
-            *checks,
-        ]
+            checks += _verified_checks(bench.verify(list(selection.verified), out_of_time=is_late), request.tier)
     result = TierResult(
         tier=request.tier,
-        checks=(*checks, *_left_out(selection, request)),
-        notes=tuple(_notes(request)) if is_started and not is_unchanged else (),
+        checks=tuple(checks),
+        notes=(*(_notes(request) if is_started and not is_unchanged else ()), *_left_out(selection)),
         wall_s=time.monotonic() - started,
     )
     return result, selection.environment
@@ -223,6 +225,8 @@ def _verified_checks(replies: dict[str, Reply], tier: Tier) -> list[Check]:
     for name, reply in replies.items():
         if reply.status in {Status.VERIFIED_ONLY, Status.COUNTED}:
             verdict = Verdict.VERIFIED
+        elif reply.status is Status.NOT_MEASURED:
+            verdict = Verdict.NOT_MEASURED
         else:
             verdict = Verdict.WRONG if reply.status is Status.WRONG else Verdict.FAILED
         reason = reply.reason if verdict is not Verdict.FAILED else f"came to {reply.status}: {reply.reason}"
@@ -235,11 +239,12 @@ def _all(selection: Selection, request: ExecutionRequest, verdict: Verdict, why:
     return [Check(tier=request.tier, name=name, verdict=verdict, reason=why) for name in names]
 
 
-def _left_out(selection: Selection, request: ExecutionRequest) -> tuple[Check, ...]:
-    return tuple(
-        Check(tier=request.tier, name=name, verdict=Verdict.NOT_MEASURED, reason=reason)
-        for name, reason in selection.left_out.items()
-    )
+def _left_out(selection: Selection) -> list[str]:
+    """What this machine cannot run at all, which is no news of a revision: a line for each reason."""
+    return [
+        f"this machine cannot run {number} of the suite's cases: {reason}"
+        for reason, number in Counter(selection.left_out.values()).items()
+    ]
 
 
 def _notes(request: ExecutionRequest) -> list[str]:

@@ -72,12 +72,17 @@ def _group_tables() -> Callable[[], object]:
     return partial(group_tables.__wrapped__, _grid(LARGE_GRID), 2, torch.device("cpu"))
 
 
-def _shared_lists() -> Callable[[], Tensor]:
-    from bsa_kernels.block_sparse.groups import choose_groups_reference, group_tables
+def _shared_lists() -> Callable[[], tuple[Tensor, Tensor]]:
+    from bsa_kernels.block_sparse.groups import choose_groups_reference, group_tables, union_counts
 
     plan, grid = _plan_from_scores()(), _grid(GRID)
     group_tables(grid, 2, plan.device)  # kept from then on, as for a model that calls again and again
-    return lambda: choose_groups_reference(plan.block_bits, grid, 2)
+
+    def share() -> tuple[Tensor, Tensor]:
+        members = choose_groups_reference(plan.block_bits, grid, 2)
+        return members, union_counts(plan.block_bits, members)
+
+    return share
 
 
 def _token_tables() -> Callable[[], object]:
@@ -160,7 +165,7 @@ HOST_CASES: dict[str, HostCase] = {
     "plan-from-scores": HostCase(title="select KV blocks from scores, make the plan", make=_plan_from_scores),
     "block-lists": HostCase(title="turn a plan's bits into lists of KV blocks", make=_block_lists),
     "group-tables": HostCase(title="list the ways to group query blocks", make=_group_tables),
-    "shared-lists": HostCase(title="choose the query blocks that share a list", make=_shared_lists),
+    "shared-lists": HostCase(title="choose the query blocks that share a list, count its blocks", make=_shared_lists),
     "token-tables": HostCase(title="find the tokens of each block", make=_token_tables),
     "by-key-tables": HostCase(title="list the query rows of each KV block", make=_by_key_tables),
     "suite": HostCase(title="load a suite and expand its cases", make=_suite),

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import median
-from typing import Protocol
 
 import torch
 
 from bsa_bench.errors import BenchError
+from bsa_bench.limits.ceilings import MIB, Clock, copy_rate, matmul_rate, seconds_of
 from bsa_bench.limits.file import Limit
 from bsa_bench.limits.triton_limits import add_tiles, make_lists, read_tiles
 
 ROWS, WIDTH = 64, 128
-REPEATS = 7
-_MIB = 1 << 20
-
-
-class Clock(Protocol):
-    """Times work on a device: seconds of one call, the mean over `times` of them in a row, caches left as they are."""
-
-    def __call__(self, call: Callable[[], object], times: int) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -34,20 +25,6 @@ class Sizes:
     copy_mib: int = 2048
     matmul: int = 8192
     launches: int = 200
-
-
-class CudaClock:
-    """CUDA events around the calls."""
-
-    def __call__(self, call: Callable[[], object], times: int) -> float:
-        """Seconds of one call."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(times):
-            call()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) * 1e-3 / times
 
 
 def measure(device: torch.device, clock: Clock, sizes: Sizes | None = None) -> Iterator[Limit]:
@@ -82,36 +59,25 @@ def _check(device: torch.device) -> None:
         raise BenchError("limits: the kernel that adds to tiles gives wrong sums; nothing was measured")
 
 
-def _seconds(clock: Clock, call: Callable[[], object], times: int = 1) -> float:
-    """The median of some spans, after one that compiles and warms."""
-    clock(call, times)
-    return median(clock(call, times) for _ in range(REPEATS))
-
-
 def _copy(device: torch.device, clock: Clock, sizes: Sizes) -> Limit:
-    source = torch.randint(256, (sizes.copy_mib * _MIB,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    seconds = _seconds(clock, lambda: target.copy_(source))
-    moved = 2 * source.numel()
     detail = f"{sizes.copy_mib:,} MiB by torch, read and written"
-    return Limit(name="HBM copy", value=moved / seconds, unit="B/s", detail=detail)
+    return Limit(name="HBM copy", value=copy_rate(device, clock, sizes.copy_mib), unit="B/s", detail=detail)
 
 
 def _matmul(device: torch.device, clock: Clock, sizes: Sizes) -> Limit:
     n = sizes.matmul
-    a, b = (torch.randn(n, n, device=device).to(torch.bfloat16) for _ in range(2))
-    seconds = _seconds(clock, lambda: a @ b)
     detail = f"{n} x {n} x {n}, bf16, normal numbers, by torch"
-    return Limit(name="matrix product", value=2 * n**3 / seconds, unit="FLOP/s", detail=detail)
+    rate = matmul_rate(device, clock, n, torch.bfloat16)
+    return Limit(name="matrix product", value=rate, unit="FLOP/s", detail=detail)
 
 
 def _reads(device: torch.device, clock: Clock, sizes: Sizes, mib: int, *, ascending: bool) -> Limit:
     tile_bytes = ROWS * WIDTH * 2
-    num_tiles = mib * _MIB // tile_bytes
+    num_tiles = mib * MIB // tile_bytes
     length = min(sizes.list_length, num_tiles)
     x = torch.randn(num_tiles, ROWS, WIDTH, device=device).to(torch.bfloat16)  # zeros would take less power
     items = make_lists(num_tiles, sizes.programs, length, ascending=ascending, device=device)
-    seconds = _seconds(clock, lambda: read_tiles(x, items))
+    seconds = seconds_of(clock, lambda: read_tiles(x, items))
     order = "ascending" if ascending else "random"
     detail = f"{mib} MiB, {items.shape[0]:,} lists of {length} tiles of 64 x 128 bf16, {order}"
     rate = items.numel() * tile_bytes / seconds
@@ -119,20 +85,20 @@ def _reads(device: torch.device, clock: Clock, sizes: Sizes, mib: int, *, ascend
 
 
 def _additions(device: torch.device, clock: Clock, sizes: Sizes) -> Limit:
-    num_tiles = max(1, min(sizes.working_sets_mib) * _MIB // (ROWS * WIDTH * 4))
+    num_tiles = max(1, min(sizes.working_sets_mib) * MIB // (ROWS * WIDTH * 4))
     length = min(sizes.list_length, num_tiles)
     y = torch.zeros(num_tiles, ROWS, WIDTH, device=device)
     items = make_lists(num_tiles, sizes.programs, length, ascending=False, device=device)
-    seconds = _seconds(clock, lambda: add_tiles(y, items))
+    seconds = seconds_of(clock, lambda: add_tiles(y, items))
     moved = items.numel() * ROWS * WIDTH * 4
-    detail = f"{y.numel() * 4 // _MIB} MiB, {items.shape[0]:,} lists of {length} tiles of 64 x 128 fp32, random"
+    detail = f"{y.numel() * 4 // MIB} MiB, {items.shape[0]:,} lists of {length} tiles of 64 x 128 fp32, random"
     return Limit(name="fp32 additions to memory", value=moved / seconds, unit="B/s", detail=detail)
 
 
 def _launches(device: torch.device, clock: Clock, sizes: Sizes) -> Iterator[Limit]:
     """A short kernel in a stream, and in a graph where there are graphs."""
     x = torch.zeros(1, device=device)
-    seconds = _seconds(clock, lambda: x.add_(1), sizes.launches)
+    seconds = seconds_of(clock, lambda: x.add_(1), sizes.launches)
     detail = f"{sizes.launches} additions of one number, one after another"
     yield Limit(name="launch", value=seconds, unit="s", detail=f"{detail}, by torch")
     if device.type != "cuda":
@@ -141,5 +107,5 @@ def _launches(device: torch.device, clock: Clock, sizes: Sizes) -> Iterator[Limi
     with torch.cuda.graph(graph):
         for _ in range(sizes.launches):
             x.add_(1)
-    seconds = _seconds(clock, graph.replay) / sizes.launches
+    seconds = seconds_of(clock, graph.replay) / sizes.launches
     yield Limit(name="launch in a graph", value=seconds, unit="s", detail=f"{detail}, in a CUDA graph")

@@ -18,6 +18,7 @@ from statistics import median
 from types import TracebackType
 from typing import IO, Self
 
+from bsa_bench.measure import nvml
 from bsa_bench.result import DeviceState
 
 POLL_S = 0.1
@@ -140,10 +141,9 @@ def _poll(uuid: str) -> None:
     import pynvml
 
     try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    except pynvml.NVMLError as error:
-        _print({"error": f"NVML: {error}"})
+        handle = nvml.open_gpu(uuid)
+    except OSError as error:
+        _print({"error": str(error)})
         return
     readings = {
         "sm_clock_hz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) * 1e6,
@@ -157,7 +157,8 @@ def _poll(uuid: str) -> None:
         for name, policy in _VIOLATIONS.items()
     }
     while True:
-        line: dict[str, float | str] = {}
+        counters = nvml.hardware_slowdown_ns(handle)
+        line: dict[str, float | str] = {f"throttle_{name}": float(ns) for name, ns in counters.items()}
         for name, read in list(readings.items()):
             try:
                 line[name] = float(read())

@@ -12,8 +12,10 @@ from typing import Literal
 
 import torch
 
+from bsa_bench.measure import nvml
+from bsa_bench.measure.cpu_settings import cpu_load, cpu_settings
 from bsa_bench.measure.device_state import gpu_uuid
-from bsa_bench.result import Environment
+from bsa_bench.result import VOLATILE, Environment
 from bsa_bench.workload import short_digest
 
 _PACKAGES = (
@@ -39,6 +41,7 @@ _VARIABLES = (
     "MKL_",
     "KMP_",
     "GOMP_",
+    "GLIBC_",
     "MALLOC_",
 )
 
@@ -55,7 +58,8 @@ def collect_environment(*, threads: int | None, kind: Literal["cpu", "cuda"]) ->
     packages = {package: _version(package) for package in _PACKAGES}
     variables = {k: v for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)}
     commit, dirty = _git()
-    stable = [kind, name, details, cpu, platform.machine(), platform.python_version(), packages, variables]
+    settled = {key: value for key, value in cpu.items() if key not in VOLATILE}
+    stable = [kind, name, details, settled, platform.machine(), platform.python_version(), packages, variables]
     return Environment(
         hash=short_digest(stable),
         device_kind=kind,
@@ -84,13 +88,13 @@ def _gpu() -> tuple[str, dict[str, str | int | float | bool | None]]:
     import pynvml
 
     try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(gpu_uuid(0))
+        handle = nvml.open_gpu(gpu_uuid(0))
         details["driver"] = _text(pynvml.nvmlSystemGetDriverVersion())
         details["power_limit_w"] = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
         details["max_sm_clock_hz"] = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM) * 1e6
-    except pynvml.NVMLError as error:
-        details["nvml_error"] = str(error)
+        details |= nvml.settings(handle)
+    except (OSError, pynvml.NVMLError) as error:
+        details["nvml_error"] = str(error).removeprefix("NVML: ")
     return properties.name, details
 
 
@@ -107,7 +111,6 @@ def _cpu(threads: int | None) -> dict[str, str | int | float | None]:
                 model = value.strip()
             elif key.strip() == "flags":
                 flags = set(value.split())
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "model": model,
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -115,8 +118,9 @@ def _cpu(threads: int | None) -> dict[str, str | int | float | None]:
         "threads": threads,
         "allocator": "freed memory stays mapped" if hasattr(ctypes.CDLL(None), "mallopt") else "system default",
         "memory_bytes": psutil.virtual_memory().total,
-        "governor": governor.read_text().strip() if governor.exists() else None,
         "virtual_machine": "yes" if "hypervisor" in flags else None,
+        **cpu_settings(),
+        **cpu_load(),
     }
 
 

@@ -57,13 +57,18 @@ def execute(
         progress: told what happens.
 
     Raises:
-        UsageError: the run to resume was measured in another environment or profile.
+        UsageError: the run to resume was measured in another environment or profile, or by another timer.
+        MachineError: the GPU is set otherwise than when the run was begun.
         StoreError: a result cannot be stored; all results before it are.
     """
     asked = [case for group in group_cases(cases) for case in group]
     previous = writer.previous
     done = already_done(
-        previous, environment, settings.profile, allow_other_environment=settings.allow_other_environment
+        previous,
+        environment,
+        settings.profile,
+        timing=settings.timing,
+        allow_other_environment=settings.allow_other_environment,
     )
     ledger = Ledger(asked, settings.num_processes, done)
     num_done, num_asked = ledger.num_known, ledger.num_known + ledger.num_missing
@@ -210,6 +215,8 @@ class _Scheduler:
             profile=settings.profile,
             device=settings.device.kind,
             threads=settings.threads,
+            timer=settings.timing.timer if settings.timing else None,
+            cache=settings.timing.cache if settings.timing else None,
             predicted_bytes=max(predict(case, settings.device).bytes for case in pending),
             memory_limit_bytes=settings.device.memory_bytes,
         )

@@ -25,14 +25,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 
-from bsa_bench.result import Case, Line, Result
+from bsa_bench.result import CacheChoice, Case, Line, Result, TimerName
 
 Profile = Literal["quick", "report"]
 DeviceKind = Literal["cpu", "cuda"]
 
 
 class Job(Line):
-    """What one worker process is to do: the cases of one group, or what is left of them after a worker died."""
+    """What one worker process is to do: the cases of one group, or what is left of them after a worker died.
+
+    `timer` and `cache` are null for the device's usual ones.
+    """
 
     run_id: str
     env_hash: str
@@ -41,6 +44,8 @@ class Job(Line):
     profile: Profile
     device: DeviceKind
     threads: PositiveInt | None = None
+    timer: TimerName | None = None
+    cache: CacheChoice | None = None
     predicted_bytes: NonNegativeInt | None = None
     memory_limit_bytes: NonNegativeInt
 

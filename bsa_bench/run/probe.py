@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bsa_bench.errors import StoreError, UsageError
-from bsa_bench.result import Case, Environment
+from bsa_bench.errors import MachineError, StoreError, UsageError
+from bsa_bench.result import Case, Ceiling, Environment
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.settings import WORKER_COMMAND
 
@@ -19,10 +19,19 @@ PROBE_LIMIT_S = 300
 
 @dataclass(frozen=True)
 class Probe:
-    """The environment, and by question why that cannot run here (None: it can)."""
+    """The environment, and by question why that cannot run here (None: it can).
+
+    Args:
+        troubles: what is in the way of measuring on this machine.
+        notes: what of that could not be looked at.
+        ceilings: what the device delivers, where that was asked for.
+    """
 
     environment: Environment
     reasons: dict[Question, str | None]
+    troubles: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    ceilings: tuple[Ceiling, ...] = ()
 
     def unavailable(self, case: Case) -> str | None:
         """The reason why a case cannot run here, or None."""
@@ -39,20 +48,26 @@ def probe(
     *,
     device: DeviceKind | None,
     threads: int | None,
+    must_be_ready: bool = True,
+    with_ceilings: bool = False,
     command: tuple[str, ...] = WORKER_COMMAND,
 ) -> Probe:
     """Start a worker that describes the machine and answers the questions for the device it finds.
 
     Args:
         device: the kind to use, or None for a GPU where there is one.
+        must_be_ready: refuse a GPU on which others compute, or that is held back.
+        with_ceilings: measure matrix products and a copy too, on a machine that is ready.
 
     Raises:
         UsageError: the device asked for is not here.
+        MachineError: it is not in a state to be measured.
         StoreError: the worker failed; the message ends with its last words.
     """
     request = {
         "threads": threads,
         "device": device,
+        "ceilings": with_ceilings,
         "questions": {kind: sorted(set(asked)) for kind, asked in questions.items()},
     }
     try:
@@ -76,7 +91,13 @@ def probe(
         raise StoreError(f"the probe of this machine gave no answer, its output ends with {said!r}") from None
     if "error" in answer:
         raise UsageError(str(answer["error"]))
-    return Probe(
+    found = Probe(
         Environment.model_validate(answer["environment"]),
         {(q[0], q[1], q[2], q[3]): q[4] for q in answer["reasons"]},
+        troubles=tuple(answer.get("troubles", ())),
+        notes=tuple(answer.get("notes", ())),
+        ceilings=tuple(map(Ceiling.model_validate, answer.get("ceilings", ()))),
     )
+    if must_be_ready and found.troubles:
+        raise MachineError(f"{found.environment.device_name} is not measured: {'; '.join(found.troubles)}")
+    return found

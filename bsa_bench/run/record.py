@@ -42,6 +42,9 @@ class Recorder:
                 num_cases=len(asked),
                 num_processes=settings.num_processes,
                 seed=seed if settings.num_processes > 1 else None,
+                timer=settings.timing.timer if settings.timing else None,
+                cache=settings.timing.cache if settings.timing else None,
+                ceilings=list(settings.ceilings),
                 unavailable=unavailable,
             )
         )

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from bsa_bench.errors import UsageError
-from bsa_bench.result import Environment, Status
+from collections.abc import Mapping
+
+from bsa_bench.errors import MachineError, UsageError
+from bsa_bench.measure.choice import TimerSetting, timer_of_run
+from bsa_bench.result import VOLATILE, Environment, Status
 from bsa_bench.store.reader import Run
+
+_GPU_SETTINGS = {
+    f"device_details.{name}"
+    for name in (
+        "persistence_mode",
+        "ecc",
+        "mig",
+        "mps",
+        "compute_mode",
+        "application_sm_clock_hz",
+        "application_memory_clock_hz",
+        "default_power_limit_w",
+        "power_limit_w",
+        "max_sm_clock_hz",
+    )
+}
 
 
 def already_done(
-    previous: Run | None, environment: Environment, profile: str, *, allow_other_environment: bool = False
+    previous: Run | None,
+    environment: Environment,
+    profile: str,
+    *,
+    timing: TimerSetting | None = None,
+    allow_other_environment: bool = False,
 ) -> dict[tuple[str, int], Status]:
     """Return the final status by case hash and process index of what was measured in this environment.
 
@@ -16,7 +40,9 @@ def already_done(
     allowed, what was measured elsewhere is measured again here, and results say by their `env_hash` which is which.
 
     Raises:
-        UsageError: the run was measured in another environment, or with another profile.
+        UsageError: the run was measured in another environment, with another profile, or by another timer or cache
+            state than `timing` (null: any).
+        MachineError: nothing but settings of the GPU differs: ECC, MIG, MPS, clocks, power limit.
     """
     if previous is None:
         return {}
@@ -27,8 +53,11 @@ def already_done(
             raise UsageError(
                 f"run {last.run_id}: measured with profile {last.profile!r}, asked for {profile!r}; {remedy}"
             )
+        before = timer_of_run(last)
+        if timing is not None and timing != before:
+            raise UsageError(f"run {last.run_id}: measured with {before}, asked for {timing}; {remedy}")
         if last.environment.hash != environment.hash:
-            raise UsageError(
+            raise _error_of(last.environment, environment)(
                 f"run {last.run_id}: measured in another environment, "
                 f"{environment_changes(last.environment, environment)}; {remedy}"
             )
@@ -39,14 +68,24 @@ def already_done(
     }
 
 
+def _error_of(before: Environment, now: Environment) -> type[MachineError | UsageError]:
+    """Settings of the GPU that an administrator changed are the machine's fault, all else is the user's choice."""
+    changed = set(_changed(_flat(before), _flat(now)))
+    return MachineError if changed and changed <= _GPU_SETTINGS else UsageError
+
+
 def environment_changes(before: Environment, now: Environment) -> str:
     """Say what differs, without what never matters to a timing: `package torch 2.12.0 -> 2.13.0, device_name ...`."""
     left, right = _flat(before), _flat(now)
-    keys = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
+    keys = _changed(left, right)
     if not keys:
         return f"{before.hash} -> {now.hash}"
     shown = [f"{key}: {left.get(key)} -> {right.get(key)}" for key in keys[:6]]
     return ", ".join(shown) + f", and {len(keys) - 6} more" * (len(keys) > 6)
+
+
+def _changed(left: Mapping[str, object], right: Mapping[str, object]) -> list[str]:
+    return [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
 
 
 def _flat(environment: Environment) -> dict[str, object]:
@@ -54,7 +93,7 @@ def _flat(environment: Environment) -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, value in fields.items():
         if isinstance(value, dict):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+            flat |= {f"{name}.{key}": inner for key, inner in value.items() if name != "cpu" or key not in VOLATILE}
         else:
             flat[name] = value
     return flat

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from bsa_bench.result import Case, Status
+from bsa_bench.measure.choice import TimerSetting
+from bsa_bench.result import Case, Ceiling, Status
 from bsa_bench.run.estimate import DeviceModel
 from bsa_bench.run.job import Profile
 
@@ -23,6 +24,8 @@ class RunSettings:
         num_processes: in how many processes each case is measured, round after round.
         seed: of the order in a round; null: that of the run that is resumed, else 0.
         threads: of a CPU worker; null leaves the choice to the worker.
+        timing: the timer and the cache states; null: the device's usual ones.
+        ceilings: measured before the run, stored in its line.
         case_limit_s: the time limit of a case; that of the first one in a worker includes the worker's start.
         budget_s: the time for the whole run; given, the most informative groups come first.
         priority: implementations; given too, their groups come in this order instead.
@@ -38,6 +41,8 @@ class RunSettings:
     num_processes: int = 1
     seed: int | None = None
     threads: int | None = None
+    timing: TimerSetting | None = None
+    ceilings: tuple[Ceiling, ...] = ()
     case_limit_s: float = 600.0
     budget_s: float | None = None
     priority: tuple[str, ...] = ()

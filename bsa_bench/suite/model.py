@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 from bsa_bench.errors import SuiteError
-from bsa_bench.result import Case
+from bsa_bench.result import CacheChoice, Case, TimerChoice
 from bsa_bench.suite.expand import Dropped, Expansion, expand
 from bsa_bench.suite.layers import Layer
 from bsa_bench.suite.schema import DeviceKind
@@ -68,6 +68,16 @@ class Suite:
         return self.layer.part.processes
 
     @property
+    def timer(self) -> TimerChoice:
+        """What is timed with."""
+        return self.layer.part.timer or "auto"
+
+    @property
+    def cache(self) -> CacheChoice | None:
+        """The state of the caches before each sample; null leaves it to device and profile."""
+        return self.layer.part.cache
+
+    @property
     def limits(self) -> Limits:
         """Time limits."""
         part = self.layer.part
@@ -98,7 +108,8 @@ class Suite:
         limits = self.limits
         times = [self.profile, limits.time_limit_s, limits.budget_s]
         processes = [self.num_processes] if self.num_processes else []
-        return short_digest([*times, *processes, [case.case_hash for case in self._expansion.cases]])
+        timing = [self.layer.part.timer, self.cache] if self.layer.part.timer or self.cache else []
+        return short_digest([*times, *processes, *timing, [case.case_hash for case in self._expansion.cases]])
 
     @cached_property
     def _expansion(self) -> Expansion:

@@ -16,7 +16,7 @@ from bsa_bench.suite.schema import LENGTH_KEYS, Variant, nulls, validate, vocabu
 from bsa_bench.suite.suggest import did_you_mean
 
 _PART_LISTS = ("implementations", "passes")
-_PART_VALUES = {"profile": str, "processes": int, "time_limit_s": float, "budget_s": float}
+_PART_VALUES = {"profile": str, "processes": int, "timer": str, "cache": str, "time_limit_s": float, "budget_s": float}
 _ALIASES = {"implementation": "implementations", "pass": "passes", "input": "kind"}
 _OTHERS = (*_ALIASES, *_PART_LISTS, *_PART_VALUES, "size", "video", "variant", "limit")
 
@@ -30,8 +30,8 @@ def override(suite: Suite, settings: Sequence[str]) -> Suite:
     """Lay settings such as `tokens=4096,16384` over a suite.
 
     A key is any of the suite file's `[workload]` and `[input]` keys, an option (`kv_density` of every method that has
-    it, `vsa.topk` of one), or `implementation`, `pass`, `profile`, `processes`, `time_limit_s`, `budget_s`. Several
-    values make an axis, crossed with the others. A value that starts with `[` or `{` is TOML:
+    it, `vsa.topk` of one), or `implementation`, `pass`, `profile`, `processes`, `timer`, `cache`, `time_limit_s`,
+    `budget_s`. Several values make an axis, crossed with the others. A value that starts with `[` or `{` is TOML:
     `kv_density={start=0.1, stop=0.5, step=0.1}`. Triples are written `16x32x32`. Besides:
 
     - `size=61x448x832,81x480x832`: frames, height and width together;

@@ -4,6 +4,8 @@
     description = "..."
     profile = "quick"                     # or "report": how long to warm up and to sample
     processes = 5                         # in which each case is measured; default: 1, of the profile "report" 5
+    timer = "auto"                        # or host, and on a GPU event, device-span, graph (docs/measuring.md)
+    cache = "cold"                        # or warm, both; a CPU is always warm
     implementations = ["full@sdpa-flash", "bsa@gather"]             # required
     passes = ["forward", "backward", "forward+backward"]            # default: all three
     time_limit_s = 600                    # of one case
@@ -41,7 +43,7 @@ from pydantic.fields import FieldInfo
 
 from bsa_bench.catalog import options_by_method
 from bsa_bench.errors import SuiteError
-from bsa_bench.result import Case, PaperClaim, PassName
+from bsa_bench.result import CacheChoice, Case, PaperClaim, PassName, TimerChoice
 from bsa_bench.suite.suggest import explain
 from bsa_bench.workload import PRESETS, DType, InputSpec, Workload
 
@@ -132,6 +134,8 @@ class Part(_Table):
     description: str | None = None
     profile: Literal["quick", "report"] | None = None
     processes: PositiveInt | None = None
+    timer: TimerChoice | None = None
+    cache: CacheChoice | None = None
     time_limit_s: PositiveFloat | None = None
     budget_s: PositiveFloat | None = None
     order: Literal["informative", "listed"] | None = None

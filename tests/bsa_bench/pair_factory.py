@@ -84,10 +84,11 @@ class Workers:
         """All workers, in the order in which they were asked first."""
         return list(dict.fromkeys(each[0] for each in self.asked))
 
-    def wait_until_asked(self, moment, *, limit_s=20.0):
-        """Wait until a worker was asked for something."""
+    def wait_until_asked(self, moment, process, *, limit_s=60.0):
+        """Wait until a worker of another process was asked for something."""
         deadline = time.monotonic() + limit_s
         while moment not in [each[2] for each in self.asked]:
+            assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, self.asked
             time.sleep(0.02)
 

@@ -31,6 +31,12 @@ def nvmlDeviceGetPowerUsage(handle): return 350_000
 def nvmlDeviceGetTemperature(handle, which): raise NVMLError("Not Supported")
 class Violation:
     def __init__(self, time): self.violationTime = time
+NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN = 270
+braked = itertools.count(3)
+class Value:
+    nvmlReturn = 0
+    def __init__(self, ns): self.value = type("Union", (), {"ullVal": ns})
+def nvmlDeviceGetFieldValues(handle, fields): return [Value(next(braked)) for field in fields]
 def nvmlDeviceGetViolationStatus(handle, policy):
     if policy == "board": raise NVMLError("Not Supported")
     return Violation(next(power) if policy == "power" else 7)
@@ -61,6 +67,7 @@ def test_the_poller_prints_a_line_about_every_tenth_of_a_second_until_its_stdin_
     lines = poll("GPU-abc", 0.45)
     assert 3 <= len(lines) <= 7
     assert lines[0] == {
+        "throttle_hardware_thermal": 3.0,
         "sm_clock_hz": 1980e6,
         "memory_clock_hz": 2600e6,
         "power_w": 350.0,
@@ -92,6 +99,7 @@ def test_a_watch_gives_the_spread_of_each_reading_and_the_growth_of_the_counters
     assert state.temperature_c is None
     assert state.throttle_ns["power"] >= 500
     assert state.throttle_ns["thermal"] == 0
+    assert state.throttle_ns["hardware_thermal"] > 0
     assert "board_limit" not in state.throttle_ns
     assert state.load_average is not None
     assert state.reason is None

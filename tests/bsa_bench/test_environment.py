@@ -35,6 +35,27 @@ def test_the_hash_changes_with_threads_versions_and_variables_that_matter(monkey
     assert len(set(hashes)) == 4
 
 
+def test_the_load_is_recorded_and_does_not_change_the_hash(monkeypatch):
+    monkeypatch.setattr(environment, "cpu_load", lambda: {"load_average": 0.1, "steal_share": 0.0})
+    quiet = collect_environment(threads=2, kind="cpu")
+    monkeypatch.setattr(environment, "cpu_load", lambda: {"load_average": 9.0, "steal_share": 0.2})
+    busy = collect_environment(threads=2, kind="cpu")
+    assert (busy.cpu["load_average"], busy.cpu["steal_share"]) == (9.0, 0.2)
+    assert busy.hash == quiet.hash
+
+
+@pytest.mark.parametrize(("key", "value"), [("governor", "powersave"), ("smt", "?"), ("cpu_quota_cores", 1.5)])
+def test_a_setting_of_the_machine_changes_the_hash(monkeypatch, key, value):
+    before = collect_environment(threads=2, kind="cpu")
+    monkeypatch.setattr(environment, "cpu_settings", lambda: before.cpu | {key: value})
+    assert collect_environment(threads=2, kind="cpu").hash != before.hash
+
+
+def test_malloc_tunables_are_stored(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    assert collect_environment(threads=2, kind="cpu").variables["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+
+
 def test_a_variable_that_does_not_matter_is_not_stored(monkeypatch):
     before = collect_environment(threads=2, kind="cpu").hash
     monkeypatch.setenv("SECRET_TOKEN", "x")
@@ -97,6 +118,11 @@ def test_a_gpu_is_described_by_torch_and_nvml(monkeypatch):
     assert found.device_details["driver"] == "570.1"
     assert found.device_details["power_limit_w"] == 700
     assert found.device_details["max_sm_clock_hz"] == 1980e6
+    assert found.device_details["ecc"] is None  # this NVML does not tell
+    nvml.nvmlDeviceGetEccMode = lambda _: [1, 0]
+    other = collect_environment(threads=None, kind="cuda")
+    assert other.device_details["ecc"] is True
+    assert other.hash != found.hash
 
     def refuse():
         raise nvml.NVMLError("Driver Not Loaded")

@@ -12,12 +12,12 @@ from bsa_bench.catalog import make_case
 from bsa_bench.engines.forms import FORMS, Extent, parse_forms
 from bsa_bench.errors import UnsupportedError, UsageError
 from bsa_bench.methods.bsa import BsaOptions
+from bsa_bench.prepare import failure
 from bsa_bench.result import Case, Status
 from bsa_bench.run.estimate import ENGINE_COST, OTHER_ENGINE, DeviceModel, engine_cost, is_interpreted, predict
 from bsa_bench.suite import override
 from bsa_bench.suite.load import load_suite
 from bsa_bench.verify import verify_case
-from bsa_bench.prepare import failure
 from bsa_bench.workload import Workload
 from bsa_kernels.block_sparse.tile_table import tiles_for
 

@@ -106,6 +106,7 @@ def test_a_case_that_cannot_be_measured_is_nothing_to_find_with_the_reason(worke
         find(workers, "HEAD~1")
 
 
+@pytest.mark.slow
 def test_revisions_that_cannot_be_compared_are_refused_before_anything_is_measured(workers, repository):
     repository.commit("empty")
     start = repository.commit("start", SPEED="1", a__py=CODE)

@@ -166,6 +166,7 @@ def test_logs_that_cannot_be_written_are_the_machines_fault(place):
     assert "base.log: cannot write the worker's log: " in err
 
 
+@pytest.mark.slow
 def test_a_tier_without_a_device_or_a_base_is_not_measured(place):
     code, result = place.gate("--tier", 3)
     assert code == 0
@@ -261,6 +262,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_noise_is_measured(pl
     assert not place.workers.asked
 
 
+@pytest.mark.slow
 def test_sources_that_differ_from_their_commit_are_not_accepted(place, monkeypatch):
     from bsa_bench.gate.verdict import Side
 
@@ -376,7 +378,7 @@ def test_sigterm_ends_the_gate_as_an_interrupt_does_and_leaves_nothing(place):
     env = os.environ | {"TMPDIR": str(temporary)}
     process = subprocess.Popen([sys.executable, "-c", program], env=env, stderr=subprocess.PIPE, text=True)
     try:
-        place.workers.wait_until_asked("sample", limit_s=60)
+        place.workers.wait_until_asked("sample", process)
         process.terminate()
         _, err = process.communicate(timeout=20)
     finally:

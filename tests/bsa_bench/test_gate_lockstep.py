@@ -226,6 +226,7 @@ def test_a_log_that_cannot_be_written_is_no_fault_of_the_code(workers, tmp_path)
     assert not script.pids
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_workers_their_words_and_nothing_else(workers, tmp_path):
     script = workers(head={"prepare 64": "signal=SIGBUS", "prepare 128": "raise=unheard"})
     (tmp_path / "logs").mkdir()
@@ -275,7 +276,7 @@ def gate_process(script):
     """)
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
-        script.wait_until_asked("sample")
+        script.wait_until_asked("sample", process)
         time.sleep(0.1)
         yield process
     finally:
@@ -298,9 +299,9 @@ def test_workers_that_wait_end_by_themselves_when_the_gate_is_killed(workers):
     with gate_process(script) as process:
         process.kill()
         process.wait(10)
-        base, head = script.pids  # a real worker has a shell that ends a hanging one too: see `die_with_parent`
-        assert all_gone([base]) is True
-        os.killpg(head, signal.SIGKILL)
+        pids = {role: pid for pid, role, *_ in script.asked}
+        assert all_gone([pids["base"]]) is True
+        os.killpg(pids["head"], signal.SIGKILL)  # of a real worker, `die_with_parent` ends one that hangs too
 
 
 @pytest.mark.slow

@@ -99,6 +99,13 @@ def test_a_larger_limit_lets_the_same_change_pass(machine, scripted):
     run(machine, a_test(", limit=0.2")).assert_outcomes(passed=1)
 
 
+def test_a_limit_that_noise_has_raised_is_warned_of(machine, scripted):
+    scripted(Scripted(between=0.06), Scripted(between=0.06))
+    result = run(machine, a_test())
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*BsaTimingWarning: bsa@gather/*: the limit came to *%, asked for was 5.0%: *"])
+
+
 def test_a_wrong_case_fails(machine, scripted):
     scripted(Scripted(sample=always(WRONG)))
     result = run(machine, a_test())
@@ -211,7 +218,7 @@ def test_pairs_of_processes_find_kernels_that_are_slower(machine, monkeypatch, t
     result = run(machine, a_test())
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["E*Failed: bsa@gather/* is SLOWER against main: 1.50*x [[]*], 50* ms -> 75* ms, *, 8 pairs"]
+        ["E*Failed: bsa@gather/* is SLOWER against main: 1.[45]*x [[]*], * ms -> 7* ms, *, 8 pairs"]
     )
 
 

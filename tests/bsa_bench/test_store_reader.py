@@ -66,7 +66,7 @@ def test_a_line_of_another_shape_is_an_error_that_names_the_key(quick):
     line = json.loads(made.measured().model_dump_json())
     line["timing"]["timer"] = "sundial"
     append(quick, json.dumps(line) + "\n")
-    with pytest.raises(StoreError, match=r"timing\.timer: .*'host' or 'event'.*'sundial'"):
+    with pytest.raises(StoreError, match=r"timing\.timer: .*'host', 'event'.*'sundial'"):
         read_run(quick)
 
 
