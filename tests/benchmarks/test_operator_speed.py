@@ -27,6 +27,7 @@ def test_bsa_gather_forward_with_selection(benchmark, qkv):
     assert out.isfinite().all()
 
 
+@pytest.mark.slow
 def test_bsa_gather_forward_on_a_plan_made_before(benchmark, qkv):
     plan = make_bsa_plan(qkv[0], qkv[1], grid=GRID)
     out = benchmark(block_sparse_attention, *qkv, plan, engine="gather")

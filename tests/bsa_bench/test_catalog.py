@@ -38,6 +38,7 @@ def test_every_method_says_who_it_is_and_builds_an_operator_that_ends_in_o(name)
     assert "o" in operator.stages[-1].outputs
 
 
+@pytest.mark.slow
 def test_no_method_loads_torch_until_its_operator_is_built():
     code = (
         "import sys; from bsa_bench import catalog; from bsa_bench.workload import Workload\n"

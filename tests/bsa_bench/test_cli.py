@@ -125,6 +125,7 @@ def scripted(monkeypatch, folder):
     return script
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("actions", "code"),
     [
@@ -189,6 +190,7 @@ def test_a_case_too_big_for_this_machine_is_skipped_with_its_need_and_the_rest_i
     assert "predicted to need 456 KiB" in out
 
 
+@pytest.mark.slow
 def test_results_that_cannot_be_written_end_with_5_before_anything_runs(bench, folder):
     Path("file").write_text("")
     code, out, err = bench("run", "--suite", "tiny.toml", "--results", "file/results")
@@ -198,6 +200,7 @@ def test_results_that_cannot_be_written_end_with_5_before_anything_runs(bench, f
     assert "choose another results folder" in err
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_loses_no_result(bench, scripted):
     scripted()
     Path("file").write_text("")
@@ -209,6 +212,7 @@ def test_a_report_that_cannot_be_written_loses_no_result(bench, scripted):
     assert Path("elsewhere/report.md").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_name_that_is_taken_or_no_name_is_refused(bench, scripted):
     scripted()
     assert bench("run", "--suite", "tiny.toml", "--run-id", "r", "--no-report")[0] == 0
@@ -226,6 +230,7 @@ def test_resume_without_a_run_of_the_suite_says_so(bench, scripted):
     assert "--resume: there is no run of suite tiny in results; start without it" in err
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_spent_lists_what_is_left_and_how_to_go_on(bench, scripted):
     scripted()
     code, out, _ = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--budget", "1", "--no-report")
@@ -263,6 +268,7 @@ def test_a_dry_run_lists_the_cases_and_touches_nothing(bench, scripted, folder):
     assert document["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_several_processes_predicts_all_of_them(bench, scripted):
     scripted()
     once = json.loads(bench("run", "--suite", "tiny.toml", "--dry-run", "--json")[1])
@@ -344,6 +350,7 @@ def test_latest_is_the_run_written_last_and_passes_over_one_that_never_began(ben
     assert "there are: dead, one, two" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["r", "results/r", "results/r/results.jsonl"])
 def test_a_run_goes_by_its_name_its_folder_or_its_file(name, bench, scripted):
     scripted()
@@ -351,6 +358,7 @@ def test_a_run_goes_by_its_name_its_folder_or_its_file(name, bench, scripted):
     assert bench("export", name)[1] == "r.csv\n"
 
 
+@pytest.mark.slow
 def test_the_results_folder_comes_from_the_environment_too(bench, scripted, monkeypatch, tmp_path):
     scripted()
     monkeypatch.setenv("BSA_BENCH_RESULTS", str(tmp_path / "there"))
@@ -390,6 +398,7 @@ def test_doctor_as_json_is_one_document(bench, folder):
     assert answers["full@xformers", False]
 
 
+@pytest.mark.slow
 def test_list_names_every_suite_implementation_and_model(bench, folder):
     code, out, _ = bench("list")
     assert code == 0

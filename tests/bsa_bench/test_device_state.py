@@ -78,10 +78,12 @@ def test_the_poller_prints_a_line_about_every_tenth_of_a_second_until_its_stdin_
     assert lines[1]["sm_clock_hz"] == 1970e6
 
 
+@pytest.mark.slow
 def test_a_card_that_nvml_does_not_know_is_an_error_line(fake_card):
     assert poll("GPU-other", 0.0) == [{"error": "NVML: Not Found"}]
 
 
+@pytest.mark.slow
 def test_without_a_driver_the_poller_says_so_and_ends():
     if torch.cuda.is_available():
         pytest.skip("there is a driver here")
@@ -89,6 +91,7 @@ def test_without_a_driver_the_poller_says_so_and_ends():
     assert line["error"].startswith("NVML: ")
 
 
+@pytest.mark.slow
 def test_a_watch_gives_the_spread_of_each_reading_and_the_growth_of_the_counters(fake_card):
     with DeviceWatch("cuda") as watch:
         time.sleep(0.3)
@@ -105,6 +108,7 @@ def test_a_watch_gives_the_spread_of_each_reading_and_the_growth_of_the_counters
     assert state.reason is None
 
 
+@pytest.mark.slow
 def test_a_watch_over_an_unknown_card_has_the_reason_and_no_numbers(fake_card):
     fake_card.uuid = "GPU-gone"
     with DeviceWatch("cuda") as watch:
@@ -113,6 +117,7 @@ def test_a_watch_over_an_unknown_card_has_the_reason_and_no_numbers(fake_card):
     assert watch.state.power_w is None
 
 
+@pytest.mark.slow
 def test_the_first_reading_is_there_before_the_work_begins(fake_card):
     with DeviceWatch("cuda") as watch:
         os.fsync(watch._lines.fileno())
@@ -131,6 +136,7 @@ def test_a_poller_that_hangs_is_ended_and_what_it_said_is_kept(monkeypatch, fake
     assert watch.state.power_w == [350.0] * 3
 
 
+@pytest.mark.slow
 def test_the_poller_ends_when_the_watched_work_raises(fake_card):
     watch = DeviceWatch("cuda")
     with pytest.raises(RuntimeError), watch:
@@ -171,6 +177,7 @@ def test_a_gpu_has_nvmls_name(monkeypatch, uuid):
     assert gpu_uuid(3) == "GPU-6a2b-3"
 
 
+@pytest.mark.slow
 def test_the_poller_loads_no_torch():
     code = "import sys, bsa_bench.measure.device_state; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, env=os.environ | python_path()).returncode == 0

@@ -59,6 +59,7 @@ def test_exactly_the_rows_with_a_verified_latency_are_exported(quick):
     assert words_of(run).count("unverified") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOOLS)
 def test_what_was_not_measured_is_in_no_tool_format_and_is_counted(name, quick, tmp_path):
     exported = export_run(quick, to=name, out=tmp_path / "out")
@@ -76,6 +77,7 @@ def test_what_was_not_measured_is_in_no_tool_format_and_is_counted(name, quick, 
         assert value not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_the_tables_hold_every_row_and_leave_nothing_out(name, quick, tmp_path):
     exported = export_run(quick, to=name, out=tmp_path / "out")
@@ -187,6 +189,7 @@ def test_two_groups_of_processes_are_a_mark(tmp_path):
     assert row.is_bimodal
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_target_and_on_stderr_what_it_left_out(bench, folder):
     made.write_run(folder / "results" / "r", made.quick_results())
     code, out, err = bench("export", "r", "--to", "bencher")

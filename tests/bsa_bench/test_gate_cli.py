@@ -111,6 +111,7 @@ def verdicts(result):
     }
 
 
+@pytest.mark.slow
 def test_the_same_sources_are_unchanged_without_a_measurement(place):
     place.head("1")  # as the revision's, but for the end of a line
     code, result = place.gate()
@@ -150,6 +151,7 @@ def test_what_a_wrong_or_broken_head_comes_to(place):
         assert check.reason.startswith(reason)
 
 
+@pytest.mark.slow
 def test_a_base_that_cannot_start_is_no_fault_of_the_head(place):
     place.repository.commit("broken", ACTION="set up raise=old torch")
     code, result = place.gate()

@@ -184,6 +184,7 @@ def test_a_pair_that_cannot_be_started_again_says_so_of_all_that_is_left(workers
         assert problem.reason.startswith("base cannot be started: its process ended with exit code 1: RuntimeError: ")
 
 
+@pytest.mark.slow
 def test_the_log_keeps_the_words_of_all_processes_and_a_reason_has_only_those_of_its_own(workers, tmp_path):
     script = workers(head={"prepare 64": "raise=first", "prepare 128": "raise=second", "prepare 192": "leave=4"})
     found = script.bench(CASES).measure(["64", "128", "192"])

@@ -74,6 +74,7 @@ def counted_clip(num_frames, height, width):
     return Clip(tuple(frames), (height, width), (height, width))
 
 
+@pytest.mark.slow
 def test_a_token_is_its_pixel_block_and_the_first_frame_stands_alone():
     clip = counted_clip(7, 4, 6)
     pixels = torch.stack(clip.frames).double()

@@ -96,6 +96,7 @@ def test_a_plain_length_works():
     assert tensors(case)[0].shape == (1, 1, 31, 16)
 
 
+@pytest.mark.slow
 def test_importing_and_checking_load_no_torch(tmp_path):
     script = f"""
 import json, struct, sys

@@ -34,6 +34,7 @@ def whole_gradients(operator, given, grad):
     return out.detach(), dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), grad), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"query_keep": 1.0}, {"fill": "zero"}, {"fill": "similar"}, {"query_block": (4, 4, 8)}, {"kv_density": 1.0}],

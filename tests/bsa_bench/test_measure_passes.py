@@ -164,6 +164,7 @@ def dense(timer, **others):
     return timed("forward", "full@sdpa-math", timer, **others)[0]
 
 
+@pytest.mark.slow
 def test_the_other_cache_state_has_samples_of_its_own():
     warm = ScriptedTimer("event", "warm", scale=0.5)
     timing = dense(ScriptedTimer("event", "cold"), warm=warm)
@@ -172,6 +173,7 @@ def test_the_other_cache_state_has_samples_of_its_own():
     assert dense(ScriptedTimer()).warm is None
 
 
+@pytest.mark.slow
 def test_another_timer_gives_a_median_and_one_far_off_is_a_flag():
     agreeing = dense(ScriptedTimer("event", "cold"), check=ScriptedTimer("device-span", "cold"))
     assert agreeing.cross_check == CrossCheck(timer="device-span", median_s=3.5, num_samples=4)

@@ -34,6 +34,7 @@ def work_of(one, state, which="forward", engine="gather"):
     return measure_work.work_of(of_pass, load_method(one.method), options_of(one), load_engine(engine), state)
 
 
+@pytest.mark.slow
 @given(
     grid=st.tuples(*[st.integers(1, 9)] * 3),
     density=st.floats(0.05, 1.0),

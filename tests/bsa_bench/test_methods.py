@@ -51,6 +51,7 @@ def check(one, operator=None, *, backward=True):
     return verify_case(one, method, operator, tensors, grad, options=options, scale=0.25, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", PAIRS)
 def test_every_method_is_verified_forward_and_backward(implementation):
     one = case_of(implementation)

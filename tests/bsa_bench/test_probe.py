@@ -95,6 +95,7 @@ def test_a_probe_that_dies_ends_with_its_last_words():
     )
 
 
+@pytest.mark.slow
 def test_a_probe_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr("bsa_bench.run.probe.PROBE_LIMIT_S", 0.5)
     with pytest.raises(StoreError, match=r"did not answer within 0.5 s"):

@@ -51,6 +51,7 @@ def with_two_cases(machine):
     machine.has("full@sdpa-flash", call_s=(0.200, 0.300, 0.140))
 
 
+@pytest.mark.slow
 def test_the_plugin_loads_nothing_but_itself():
     code = (
         "import sys, json, pytest; before = set(sys.modules); import bsa_bench.pytest_plugin; "
@@ -61,6 +62,7 @@ def test_the_plugin_loads_nothing_but_itself():
     assert json.loads(done.stdout) == ["bsa_bench", "bsa_bench.pytest_plugin"]
 
 
+@pytest.mark.slow
 def test_a_speed_up_is_of_processes_that_ran_in_turn(machine):
     with_two_cases(machine)
     machine.run(SPEEDUP.replace("LEAST", "3.4")).assert_outcomes(passed=1)
@@ -89,6 +91,7 @@ def test_tests_share_a_measurement(machine):
     assert "\n".join(result.outlines).count("bsa@gather/4x8x8/1x32-float32/gaussian/d0.4-k0.5/forward: OK") == 1
 
 
+@pytest.mark.slow
 def test_a_ratio_over_two_runs_divides_the_far_ends(machine):
     with_two_cases(machine)
     first = asking("assert case.is_correct", name="test_a", implementation="full@sdpa-flash")
@@ -100,6 +103,7 @@ def test_b(bsa_case):
     machine.run(first, second).assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 def test_other_processes_or_profiles_are_another_measurement(machine):
     machine.has("bsa@gather")
     more = asking("assert case.latency.num_processes == 2", name="test_two", keys=f"{SHAPE}, processes=2")
@@ -107,6 +111,7 @@ def test_other_processes_or_profiles_are_another_measurement(machine):
     assert len(machine.begun) == 5
 
 
+@pytest.mark.slow
 def test_what_cannot_run_here_is_skipped_with_the_reason(machine):
     machine.lacks("full@sdpa-cudnn", "cuDNN needs an NVIDIA GPU")
     tests = [
@@ -119,6 +124,7 @@ def test_what_cannot_run_here_is_skipped_with_the_reason(machine):
     assert machine.begun == []
 
 
+@pytest.mark.slow
 def test_a_wrong_case_is_not_correct_and_has_no_time(machine):
     machine.has("bsa@gather", status=Status.WRONG)
     correct, fast = asking("assert case.is_correct"), asking("assert case.latency.median < 1", name="test_fast")
@@ -128,6 +134,7 @@ def test_a_wrong_case_is_not_correct_and_has_no_time(machine):
     result.stdout.fnmatch_lines(["E*Failed: bsa@gather/* is WRONG: scripted"])
 
 
+@pytest.mark.slow
 def test_a_case_that_crashes_fails_its_test_with_the_workers_last_words(machine):
     machine.has("bsa@gather", action="raise:boom")
     result = machine.run(asking("assert case.is_correct"))
@@ -144,6 +151,7 @@ def test_what_is_verified_without_a_time_is_correct_and_skips_questions_of_time(
     result.stdout.fnmatch_lines(["SKIPPED*has no time here, it is VERIFIED_ONLY: *"])
 
 
+@pytest.mark.slow
 def test_a_disturbed_time_and_a_lone_process_are_warned_of(machine):
     machine.has("bsa@gather", other_cpu_share=0.3)
     machine.has("full@sdpa-flash")
@@ -182,6 +190,7 @@ def test_a_wrong_declaration_is_told_at_the_line_of_the_test(machine, test, mess
     assert machine.questions == []
 
 
+@pytest.mark.slow
 def test_cases_that_are_not_comparable_have_no_speed_up(machine):
     machine.has("bsa@gather")
     machine.has("full@sdpa-flash", seed=1)
@@ -194,6 +203,7 @@ def test_it(bsa_case):
     result.stdout.fnmatch_lines(["E*UsageError: speedup_over: bsa@gather/* differ in workload, expected the same"])
 
 
+@pytest.mark.slow
 def test_a_suite_and_its_keys_may_be_the_base(machine):
     test = """
 def test_it(bsa_case):
@@ -244,6 +254,7 @@ def test_nothing_is_timed_while_xdist_runs_other_tests(machine, monkeypatch, pol
     assert machine.begun == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_pytest(machine, monkeypatch):
     def stopped(*_, **__):
         return RunOutcome(EXIT_INTERRUPTED, {}, [], ["stopped by Ctrl-C; 1 cases are left"])

@@ -157,6 +157,7 @@ def test_one_length_with_several_densities_is_drawn_against_density(tmp_path):
     assert "### Break-even length" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_claims_of_a_paper_are_marked_as_such_and_quoted_to_the_digit(tmp_path):
     body = section(report_of(tmp_path, made.paper_results()[2:5])[1], "Beside the paper")

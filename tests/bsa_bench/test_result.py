@@ -96,6 +96,7 @@ SHAPES = st.fixed_dictionaries(
 WORKLOADS = st.builds(lambda length, shape: Workload(**length, **shape), LENGTHS, SHAPES)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(WORKLOADS, OPTIONS), min_size=2, max_size=2))
 def test_two_measurements_have_two_ids(pairs):
     one, other = (

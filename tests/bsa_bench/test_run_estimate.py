@@ -45,6 +45,7 @@ def test_math_attention_at_153600_tokens_does_not_fit_but_flash_and_gather_do():
     assert fits == {"full@sdpa-math": False, "full@sdpa-flash": True, "bsa@gather": True}
 
 
+@pytest.mark.slow
 @given(
     st.integers(8, 60_000), st.sampled_from(["full@sdpa-math", "full@flex", "bsa@gather", "bsa@triton", "full@theirs"])
 )
@@ -123,6 +124,7 @@ def test_the_pace_learns_from_its_engine_and_else_from_all():
     assert pace.scaled("c", 10) == pytest.approx(11)
 
 
+@pytest.mark.slow
 def test_the_scheduler_loads_neither_torch_nor_pandas_nor_rich():
     program = "import sys, bsa_bench.run; print({'torch', 'triton', 'pandas', 'matplotlib', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -77,6 +77,7 @@ def test_json_is_one_document_with_all_that_the_table_shows(static):
     assert again["digest"] == row["digest"]
 
 
+@pytest.mark.slow
 def test_markdown_has_tables_of_equal_rows(static):
     code, out, _ = static(*USER, "--format", "md")
     assert code == 0

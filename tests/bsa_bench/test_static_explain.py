@@ -69,6 +69,7 @@ def test_lines_that_use_the_limiting_resource_are_marked(analysis):
     assert sources == {"k = tl.load(k_ptr + tile)  # [KEYS, D]", "v = tl.load(v_ptr + tile)  # [KEYS, D]"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 def test_an_explanation_fits_its_width_and_cuts_no_number(analysis, width):
     text = explained(analysis, width)

@@ -191,6 +191,7 @@ def test_a_warp_finds_its_registers_in_one_quarter_of_the_sm():
     assert register_limit(144, num_warps=2) == 12 // 2
 
 
+@pytest.mark.slow
 @given(st.integers(1, 255), st.integers(0, 240_000), st.sampled_from([1, 2, 4, 8, 16, 32]))
 def test_more_registers_or_shared_memory_never_let_more_ctas_fit(registers, shared_bytes, num_warps):
     base = occupancy(HOPPER, registers=registers, shared_bytes=shared_bytes, num_warps=num_warps).ctas

@@ -51,6 +51,7 @@ def shown(content, width=200):
 # The document
 
 
+@pytest.mark.slow
 def test_the_document_is_json_and_holds_what_was_read(content):
     assert json.loads(json.dumps(content)) == content
     assert [each["target"] for each in content["configurations"]] == ["sm_80", "sm_90a", "sm_90a"]
@@ -111,6 +112,7 @@ def test_design_figures_are_of_configurations_that_there_are():
 # Tables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("names", [["attend-bf16-d64-k64"], ["attend-bf16-d128-k64-g1-64x128-w4-s2", "x"]])
 def test_a_table_fits_its_width_with_every_configuration_on_one_line(content, width, names):

@@ -122,6 +122,7 @@ def test_normalised_text_numbers_registers_and_hides_targets():
     ]
 
 
+@pytest.mark.slow
 @given(st.permutations(range(2, 12)), st.permutations(range(4)), st.integers(0, 60))
 def test_the_digest_does_not_see_which_registers_and_labels_were_chosen(registers, predicates, label):
     renamed = SUM.replace(".reuse", "").replace(".L_x_1", f".L_x_{label}").replace("P0", f"P{predicates[0]}")

@@ -47,6 +47,7 @@ def test_samples_that_are_no_times_of_two_sides_are_refused(base, head, message)
         lockstep_log_ratio(base, head)
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-1, 1).filter(bool), min_size=1, max_size=16, unique_by=abs))
 def test_the_signed_rank_test_is_scipys_where_no_ranks_tie(log_ratios):
     assert signed_rank_p(log_ratios) == pytest.approx(

@@ -178,6 +178,7 @@ def test_the_break_even_density_runs_along_one_over_density():
     assert 1 / found.at == pytest.approx(0.5 * 1.02)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.integers(1, 64).map(lambda n: n * 64), st.floats(0.05, 50), min_size=1, max_size=6))
 def test_break_even_lies_between_a_length_that_loses_and_one_from_which_all_win(speedups):
     (found,) = break_even_lengths(length_family(speedups))
@@ -213,6 +214,7 @@ def test_a_phase_that_nobody_announced_becomes_a_column(tmp_path):
     assert frame.phase_unpack_s.tolist() == [0.5]
 
 
+@pytest.mark.slow
 def test_export_writes_what_the_frame_holds(quick, tmp_path):
     frame = load(quick)
     parquet = pd.read_parquet(export(quick, to="parquet", out=tmp_path / "a" / "run.parquet"))
@@ -232,6 +234,7 @@ def test_export_refuses_other_formats_and_unwritable_targets(quick, tmp_path):
         export(quick, to="csv", out=tmp_path / "file" / "run.csv")
 
 
+@pytest.mark.slow
 def test_importing_the_readers_loads_neither_torch_nor_pandas_nor_matplotlib():
     code = (
         "import sys, bsa_bench.store.reader, bsa_bench.store.frame, bsa_bench.report, bsa_bench.report.build, "

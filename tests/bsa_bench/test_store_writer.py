@@ -110,6 +110,7 @@ def test_a_full_disk_takes_the_partial_line_back_and_names_the_remedy(tmp_path, 
     writer.close()
 
 
+@pytest.mark.slow
 def test_a_real_limit_of_the_file_size_leaves_a_file_that_loads(tmp_path):
     program = textwrap.dedent(f"""
         import resource, sys

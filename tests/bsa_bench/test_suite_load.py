@@ -297,6 +297,7 @@ def test_a_big_suite_is_read_quickly(load):
     assert time.process_time() - start < 3
 
 
+@pytest.mark.slow
 def test_suites_load_neither_torch_nor_pandas_and_work_from_any_folder(tmp_path):
     code = (
         "import sys; from bsa_bench.suite import load_suite; load_suite('quick', device_kind='cpu'); "

@@ -165,6 +165,7 @@ def test_a_wrong_output_fails_and_is_named(implementation, break_it, backward):
     assert judged(found, ["output"]).reason.startswith("output: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("break_it", [one_row_wrong, leave_rows_unwritten, one_nan, lambda out: out.flip(2)])
 def test_a_wrong_output_fails_in_half_precision_too(dtype, break_it):

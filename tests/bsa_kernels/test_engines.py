@@ -58,6 +58,7 @@ def assert_close(results, exact, budgets):
         assert error <= budgets[name], f"{name}: error {error:.3g}, budget {budgets[name]:.3g}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_fill", [False, True])
 @pytest.mark.parametrize("engine", ["reference", "gather"])
 @pytest.mark.parametrize(("grid", "q_block", "kv_block"), SHAPES)
@@ -67,6 +68,7 @@ def test_output_and_gradients_equal_rows_of_softmax_in_natural_order(grid, q_blo
     assert_close(run(engine, inputs, plan), exact, error_budgets(inputs, plan, exact))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["reference", "gather"])
 @pytest.mark.parametrize("zero_fill", [False, True])
 def test_dead_blocks_and_empty_lists_equal_natural_order(engine, zero_fill):
@@ -97,6 +99,7 @@ def test_the_same_plan_gives_the_same_output_on_every_engine_in_half_precision(e
     assert_close_to_reference(engine, inputs, plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
 @pytest.mark.parametrize(("grid", "q_block", "kv_block"), SHAPES)
 def test_gather_stays_inside_the_budget_of_its_format(grid, q_block, kv_block, dtype):
@@ -189,6 +192,7 @@ def test_heads_and_batches_may_be_put_in_any_order(engine):
         torch.testing.assert_close(got, moved(result[name]), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["reference", "gather"])
 def test_half_precision_gradients_of_a_popular_block_are_summed_in_fp32(engine, monkeypatch):
     for name in ("_BATCH_BYTES_CPU", "_BATCH_BYTES_GPU"):

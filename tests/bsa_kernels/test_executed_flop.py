@@ -110,6 +110,7 @@ def test_triton_executes_what_it_says_in_every_form(keep, tiles, products):
     assert executed(triton_engine(tiles), inputs, plan, products) == told(triton_engine(tiles), plan, 16, FP32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [8, 24, 80])
 def test_triton_pads_head_sizes_off_powers_of_two(head_dim, products):
     plan = plan_on((4, 4, 9))

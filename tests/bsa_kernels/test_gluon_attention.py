@@ -105,6 +105,7 @@ def test_tile_major_tokens_agree(grid, is_tiled):
     assert_tiles_close(inputs, plan, tiles_of(plan, 64), is_tiled=is_tiled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_fill", [False, True])
 def test_dead_and_popular_blocks_and_empty_lists_agree(zero_fill, monkeypatch):
     grid = BlockGrid((8, 7, 9), ONE)

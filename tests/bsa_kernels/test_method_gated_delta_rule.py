@@ -103,6 +103,7 @@ def same(got, want, rtol=1e-9):
         torch.testing.assert_close(got[name], want[name], rtol=rtol, atol=rtol, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_equals_the_naive_loop_and_so_do_its_gradients(form, length):

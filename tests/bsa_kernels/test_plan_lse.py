@@ -81,6 +81,7 @@ def test_lse_of_large_logits_does_not_overflow(engine):
     assert_same_lse(lse, exact, 1e-6 * float(finite(exact.detach()).abs().max()))
 
 
+@pytest.mark.slow
 def test_flex_under_a_rule_with_a_prefix_gives_output_and_lse_of_the_definition():
     made = made_plan(*GRIDS[0], rule=ElementRule.band(9, 2), prefix=5, zero_fill=True)
     x = given(made.plan, 32, dtype=torch.float32)

@@ -90,6 +90,7 @@ def test_the_block_mask_of_flex_with_a_prefix_or_cross_lengths_is_the_definition
     assert max_error(run_flex_mask(made.plan, x), oracle(made, x)[0]) < 1e-9
 
 
+@pytest.mark.slow
 def test_flex_of_cross_lengths_is_the_definition():
     made = made_plan(*CROSS[0])
     assert_runs("flex", made, given(made.plan, 32, dtype=torch.float32), tolerance=1e-5)

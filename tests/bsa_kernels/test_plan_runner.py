@@ -60,6 +60,7 @@ def test_every_plan_runs_and_trains(engine, kind):
     assert all(max_error(one, other) < tolerance(engine) for one, other in zip(found, right, strict=True))
 
 
+@pytest.mark.slow
 def test_flex_runs_a_plan_with_rule_and_prefix_forward():
     plan = made(rule=CAUSAL, prefix=4)
     x = given(plan.plan)

@@ -115,6 +115,7 @@ def test_a_compiled_model_around_the_operator_gives_the_same():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.slow
 def test_an_exported_program_gives_the_same(eager):
     class Attention(torch.nn.Module):
         def forward(self, q, k, v):
@@ -140,6 +141,7 @@ def operator_case(dtype=FP32):
     return inputs_of(dtype), tables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to_tiles", [False, True])
 def test_the_operator_of_permutation_keeps_torch_s_rules(to_tiles):
     made = BlockGrid(GRID, (4, 4, 4))

@@ -248,6 +248,7 @@ def test_block_decisions_equal_two_passes_in_fp64(num_q, num_kv, head_dim, densi
         assert (mask.sum(-1) == 1).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     num_q=st.integers(1, 70),
