@@ -157,6 +157,7 @@ def test_nothing_that_can_run_here_ends_with_4_and_the_reasons(bench, scripted):
     assert {r.status for r in read_run("results/r").results} == {Status.UNSUPPORTED}
 
 
+@pytest.mark.slow
 def test_a_reason_with_brackets_is_shown_as_it_is_on_a_terminal_too(bench, scripted):
     from rich.console import Console
 
@@ -169,6 +170,7 @@ def test_a_reason_with_brackets_is_shown_as_it_is_on_a_terminal_too(bench, scrip
     assert "needs a [GPU], [red]or two[/red] [/]" in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_case_too_big_for_this_machine_is_skipped_with_its_need_and_the_rest_is_measured(
     bench, scripted, monkeypatch
 ):
@@ -241,6 +243,7 @@ def test_a_budget_that_is_spent_lists_what_is_left_and_how_to_go_on(bench, scrip
     assert bench("run", "--suite", "tiny.toml", "--run-id", "r", "--resume", "--no-report")[0] == 0
 
 
+@pytest.mark.slow
 def test_json_of_a_run_is_one_document_and_progress_goes_to_stderr(bench, scripted):
     scripted({"bsa@gather": Status.WRONG})
     code, out, err = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--json")
@@ -252,6 +255,7 @@ def test_json_of_a_run_is_one_document_and_progress_goes_to_stderr(bench, script
     assert "[3/3]" in err
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_the_cases_and_touches_nothing(bench, scripted, folder):
     scripted(unavailable={"full@sdpa-cudnn": "needs a GPU."})
     before = sorted(folder.iterdir())
@@ -328,6 +332,7 @@ def test_a_missing_video_ends_with_2_and_nothing_is_written(bench, scripted):
     assert not list(Path("results").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_comma_or_a_quote_in_a_videos_name_is_part_of_it(bench, scripted):
     scripted()
     for name in ("a,b.mp4", 'the "best" one.mp4'):

@@ -36,6 +36,7 @@ def test_a_length_that_fills_no_block_is_dense_all_the_same_on_a_plan_engine():
     torch.testing.assert_close(GATHER.dense(q, k, v, scale=SCALE), by_definition(q, k, v))
 
 
+@pytest.mark.slow
 def test_triton_in_its_interpreter_follows_the_definition():
     q, k, v = tensors(length=70, dtype=torch.float32, batch=1, heads=1)
     torch.testing.assert_close(

@@ -330,6 +330,7 @@ def test_the_action_gets_what_is_better_bigger_in_a_file_of_its_own(rows):
             assert speedups[f"{row.name} speed-up over fastest dense"].value == row.row.speedup.value
 
 
+@pytest.mark.slow
 def test_names_for_the_action_hold_no_version_so_that_its_chart_goes_on(rows, tmp_path):
     environment = made.run_line(1).environment.model_copy(update={"packages": {"torch": "9.9"}, "device_name": "B200"})
     other = made.write_run(tmp_path / "other", made.quick_results(), environment=environment)

@@ -99,6 +99,7 @@ def test_a_form_without_a_tile_for_so_many_rows_is_unsupported_and_says_so(form,
         formed(form, kept_rows)
 
 
+@pytest.mark.slow
 def test_a_case_that_only_its_own_sizes_rule_out_is_recorded_as_unsupported():
     with pytest.raises(UnsupportedError) as caught:
         operator("bsa@triton:quad", query_keep=1.0)[1].forward(inputs()[0])

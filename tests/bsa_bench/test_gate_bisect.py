@@ -99,6 +99,7 @@ def test_a_revision_that_is_not_slower_is_nothing_to_find(workers, repository):
         find(workers, "HEAD~1")
 
 
+@pytest.mark.slow
 def test_a_case_that_cannot_be_measured_is_nothing_to_find_with_the_reason(workers, repository):
     repository.commit("start", SPEED="1")
     repository.commit("end", SPEED="2", ACTION="sample status=OOM")

@@ -256,6 +256,7 @@ def test_wrong_flags_are_named_before_anything_is_measured(place, arguments, mes
     assert not place.workers.asked
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_told_before_the_noise_is_measured(place):
     (place.folder / "file").write_text("")
     code, _, err = place.run("noise", "--suite", "s.toml", "--noise", place.folder / "file" / "x")
@@ -305,6 +306,7 @@ def test_revisions_are_compared_now_and_one_line_says_the_result(place):
     assert "SLOWER" in out
 
 
+@pytest.mark.slow
 def test_runs_and_implementations_are_compared(place):
     sparse = case("bsa@gather", options=BsaOptions(kv_density=0.1))
     dense = case("full@sdpa-flash")
@@ -329,6 +331,7 @@ def test_runs_and_implementations_are_compared(place):
     assert "implementation 'bsa@flex': run run-1 has none of it" in err
 
 
+@pytest.mark.slow
 def test_what_bisect_found_is_told(place, monkeypatch):
     steps = (
         Step(commit="a" * 40, judgement="good", ratio=1.002),

@@ -55,6 +55,7 @@ def test_both_sides_are_sampled_in_turn_and_the_ratio_is_found(workers, tmp_path
     assert len(script.pids) == 2
 
 
+@pytest.mark.slow
 def test_the_number_of_turns_has_bounds(workers):
     script = workers()
     assert len(script.bench(CASES, turns_s=0.001).measure(["64"])["64"].base) == 5
@@ -73,6 +74,7 @@ def test_a_case_is_verified_once_and_in_each_pair_until_it_was_measured(workers)
     assert len(script.pids) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "action", "reason"),
     [
@@ -172,6 +174,7 @@ def test_a_case_whose_call_takes_longer_than_allowed_is_left_out_and_let_go(work
     assert isinstance(found["128"], PairSample)  # the base is below: a slow-down is not left out
 
 
+@pytest.mark.slow
 def test_a_pair_that_cannot_be_started_again_says_so_of_all_that_is_left(workers):
     script = workers(head={"prepare 64": "once:signal=SIGABRT"})
     bench = script.bench(CASES)
@@ -208,6 +211,7 @@ def test_the_sources_of_both_sides_are_probed(workers, tmp_path):
     assert replies[0].sources != replies[1].sources
 
 
+@pytest.mark.slow
 def test_a_side_without_a_worker_is_named(workers):
     script = workers(base={"start": "cannot import torch"})
     with pytest.raises(BenchError, match="base cannot be started: its process ended with exit code 1: cannot import"):

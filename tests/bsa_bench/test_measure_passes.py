@@ -223,6 +223,7 @@ def test_the_hosts_part_is_the_median_of_the_samples_alone(dry, gaps):
     assert timing.host_gaps is gaps
 
 
+@pytest.mark.slow
 def test_a_timer_without_phases_has_none_but_the_one_that_is_the_whole():
     class Whole(ScriptedTimer):
         times_phases = False

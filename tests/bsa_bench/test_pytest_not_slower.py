@@ -159,6 +159,7 @@ def test_equal_sources_pass_untimed(machine, scripted):
     assert benches[1].visits == []
 
 
+@pytest.mark.slow
 def test_tests_share_a_comparison_unless_it_asks_for_something_else(machine, scripted):
     benches = scripted(Scripted())
     run(machine, a_test(), a_test(name="test_b"), a_test(", limit=0.5", name="test_c")).assert_outcomes(passed=3)

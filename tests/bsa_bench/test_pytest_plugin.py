@@ -144,6 +144,7 @@ def test_a_case_that_crashes_fails_its_test_with_the_workers_last_words(machine)
     )
 
 
+@pytest.mark.slow
 def test_what_is_verified_without_a_time_is_correct_and_skips_questions_of_time(machine):
     machine.has("bsa@gather", status=Status.VERIFIED_ONLY)
     result = machine.run(asking("assert case.is_correct"), asking("assert case.latency", name="test_time"))
@@ -215,6 +216,7 @@ def test_it(bsa_case):
     assert machine.begun == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "ini", "message"),
     [
@@ -244,6 +246,7 @@ def test_a_flag_counts_more_than_the_ini_file_and_runs_are_kept_where_asked(mach
     assert sorted(int(frame["num_processes"].iloc[0]) for frame in frames) == [2, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "outcome"), [("fail", {"failed": 1}), ("skip", {"skipped": 1})])
 def test_nothing_is_timed_while_xdist_runs_other_tests(machine, monkeypatch, policy, outcome):
     machine.has("bsa@gather")

@@ -174,6 +174,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
     assert first.markdown.read_text() == second.markdown.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize(
     ("results", "says"),
@@ -201,6 +202,7 @@ def test_an_interrupted_run_says_how_many_cases_are_left(tmp_path):
     assert "4 of 5 cases have no line" in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_two_environments_are_never_compared(tmp_path):
     dense = made.measured(made.case("full@sdpa-flash"), median=1.0)

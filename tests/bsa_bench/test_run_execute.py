@@ -53,6 +53,7 @@ def test_a_case_asked_for_twice_is_measured_once(bench):
     assert len(bench.begun) == 1
 
 
+@pytest.mark.slow
 def test_a_crash_ends_one_case_and_its_group_goes_on_in_a_fresh_worker(bench):
     cases = three_passes()
     outcome = bench.run([*cases, case(tokens=512)], {cases[1]: "signal:SIGSEGV"})
@@ -165,6 +166,7 @@ def test_a_case_that_cannot_fit_is_skipped_with_the_predicted_need(bench):
     assert re.match(r"predicted to need \d+ GiB, 8.00 GiB can be used", skipped.reason)
 
 
+@pytest.mark.slow
 def test_resume_runs_only_what_has_no_final_status(bench):
     cases = [*three_passes(), case(tokens=512)]
     bench.run(cases[:3], {cases[1]: "leave"})

@@ -117,6 +117,7 @@ def test_the_bootstrap_agrees_with_scipys_on_processes_of_one_sample():
     assert ours == pytest.approx((theirs.low, theirs.high))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [3, 5, BOOTSTRAP_FROM - 1])
 def test_intervals_of_few_processes_cover_the_true_figure_as_often_as_they_say(number):
     draws = np.random.default_rng(DRAWS)

@@ -244,6 +244,7 @@ def test_importing_the_readers_loads_neither_torch_nor_pandas_nor_matplotlib():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_list_statistics_are_columns_and_missing_in_results_from_before_they_were(quick, tmp_path):
     frame = load(quick).set_index("case_id")
     row = frame[frame.implementation == "bsa@gather"].iloc[0]

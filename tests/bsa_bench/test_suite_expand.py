@@ -201,6 +201,7 @@ def test_a_range_has_the_values_that_are_written(raw, whole, expected):
     assert not whole or all(type(value) is int for value in values)
 
 
+@pytest.mark.slow
 @given(start=st.integers(1, 10_000), span=st.integers(0, 9_999), step=st.integers(1, 500))
 def test_a_stepped_range_is_what_python_counts(start, span, step):
     stop = start + span
@@ -222,6 +223,7 @@ def test_a_range_of_num_values_ascends_from_start_to_stop(start, factor, num, sc
     assert (values[0], values[-1]) == ((round(start), round(stop)) if whole else (start, stop))
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.sampled_from(["start", "stop", "step", "num"]), st.floats(-9, 9) | st.integers(-9, 9) | st.booleans()
@@ -236,6 +238,7 @@ def test_a_range_is_refused_or_finite_and_not_empty(raw):
     assert all(math.isfinite(value) for value in values)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(data=st.data(), length=st.integers(1, 5))
 def test_axes_are_crossed_and_zips_advance_together(tmp_path_factory, data, length):

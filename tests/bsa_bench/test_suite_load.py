@@ -60,6 +60,7 @@ def test_every_built_in_suite_loads_and_each_case_survives_json(name, device_kin
     assert all(case.workload.video_size[0] <= 250 for case in cases)
 
 
+@pytest.mark.slow
 def test_the_list_names_every_built_in_suite_with_its_size():
     suites = list_suites("cuda")
     assert [info.name for info in suites] == BUILT_IN

@@ -36,6 +36,7 @@ def test_frames_alone_keep_the_suites_frame_sizes():
     assert lengths(suite) == [(2, 16, 32), (3, 16, 32)]
 
 
+@pytest.mark.slow
 def test_any_key_implementation_and_pass_can_be_given(quick):
     settings = ["tokens=64", "kv_density=0.2,1", "implementation=bsa@flex,full@flex", "pass=forward", "dtype=bfloat16"]
     suite = override(

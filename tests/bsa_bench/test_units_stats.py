@@ -82,6 +82,7 @@ def test_three_digits_keep_the_value_to_half_a_percent_and_never_show_more_than_
         assert len(text.replace(".", "").lstrip("0")) == 3
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0, 1))
 def test_a_quantile_lies_between_the_extremes_and_rises_with_its_share(samples, share):
     ordered = sorted(samples)

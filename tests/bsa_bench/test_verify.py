@@ -311,6 +311,7 @@ def test_fp64_computed_in_fp32_fails():
     assert not check(one, with_stage(one, "attend", narrow), backward=False).passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "least", "most"), [("float64", 1e-16, 1e-14), ("float32", 1e-7, 1e-5), ("bfloat16", 1e-3, 0.1)]
 )

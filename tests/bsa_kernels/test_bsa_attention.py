@@ -73,6 +73,7 @@ def test_dense_attention_does_not_depend_on_blocks_or_rules(engine, options):
         torch.testing.assert_close(results[name], exact, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", TRAINED)
 @pytest.mark.parametrize("density", [0.05, 0.2, 0.5, 0.9])
 @pytest.mark.parametrize("grid", GRIDS)
@@ -83,6 +84,7 @@ def test_any_density_is_softmax_over_the_selected_tokens(grid, density, engine):
     assert_inside_budget(results_of(inputs, engine=engine, **options), inputs, plan, natural_attention(inputs, plan))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -226,6 +228,7 @@ def test_the_smallest_videos_are_attended(grid):
     assert_inside_budget(results_of(inputs, grid=grid), inputs, plan, natural_attention(inputs, plan))
 
 
+@pytest.mark.slow
 def test_a_higher_density_brings_the_output_nearer_to_dense_attention():
     grid = (8, 8, 12)
     inputs = qkv(grid, 16, FP64)

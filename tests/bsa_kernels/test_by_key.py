@@ -107,6 +107,7 @@ def test_any_plan_gives_what_the_engine_reference_gives(grid, q_block, kv_block,
     assert_same(attend(plan, x), (plan.fill_output(out), plan.fill_lse(lse)), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [FULL, CAUSAL])
 @pytest.mark.parametrize("piece_bytes", [1, 200])
 def test_pieces_of_any_size_give_the_definition(piece_bytes, rule, monkeypatch):
@@ -123,6 +124,7 @@ def test_pieces_of_any_size_give_the_definition(piece_bytes, rule, monkeypatch):
 
 
 # fp64 at 16 would be compared with an fp64 that errs as much: its logits are in the thousands.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "scale"),
     [(torch.float64, 1), *((dtype, x) for dtype in (torch.float32, torch.bfloat16, torch.float16) for x in (1, 4, 16))],

@@ -149,6 +149,7 @@ def test_triton_executes_what_it_says_with_the_tiles_of_its_table(dtype, product
     assert executed(TRITON, inputs, plan, products) == told(TRITON, plan, 64, dtype)
 
 
+@pytest.mark.slow
 def test_a_deterministic_backward_is_counted_as_the_split_form(products):
     plan = plan_on((4, 4, 9))
     engine = triton_engine(make_tiles(32, backward="fused"))

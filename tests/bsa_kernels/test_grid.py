@@ -29,6 +29,7 @@ def numbered(length, *, batch=2, heads=2, head_dim=3, dtype=torch.float64):
     return torch.arange(1, count + 1, dtype=dtype, device=DEVICE).view(batch, heads, length, head_dim)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(grid=GRIDS, block=BLOCKS)
 def test_restore_is_the_inverse_of_permute(grid, block):
@@ -37,6 +38,7 @@ def test_restore_is_the_inverse_of_permute(grid, block):
     assert torch.equal(made.restore(made.permute(x)), x)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(grid=GRIDS, block=BLOCKS)
 def test_tables_equal_indices_computed_token_by_token(grid, block):

@@ -208,6 +208,7 @@ def test_lists_need_not_be_made_of_contiguous_bits():
     assert_same(make_inverse(bits, 90), make_inverse(bits.contiguous(), 90))
 
 
+@pytest.mark.slow
 def test_capacity_is_the_worst_case_or_what_was_counted_or_what_the_caller_says(monkeypatch):
     bits = pack_bits(some_mask(1, 2, 10, 40))
     origins, is_full = tables(40)
@@ -233,6 +234,7 @@ def test_a_capacity_that_is_too_small_is_refused():
     assert make_inverse(bits, 5, capacity=16).counts.tolist() == [[[3] * 5]]
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     st.tuples(*[st.integers(1, 9)] * 3),

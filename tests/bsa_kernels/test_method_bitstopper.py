@@ -137,6 +137,7 @@ def test_one_decision_after_fixed_planes_keeps_the_same_survivors_and_fetches_al
         assert fixed.num_planes >= adaptive.num_planes
 
 
+@pytest.mark.slow
 def test_the_block_of_rows_in_work_changes_nothing(monkeypatch):
     q, k, v = qkv(17, size=2)
     for causal in (False, True):

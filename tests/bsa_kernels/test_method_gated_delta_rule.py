@@ -111,6 +111,7 @@ def test_every_form_equals_the_naive_loop_and_so_do_its_gradients(form, length):
     same(through(FORMS[form], given), through(naive, given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key_dim", "value_dim"), [(7, 7), (3, 8), (8, 1)])
 @pytest.mark.parametrize("normalise", [True, False])
 def test_key_and_value_dims_may_differ_with_and_without_normalisation(key_dim, value_dim, normalise):
@@ -207,6 +208,7 @@ def relative(got, want):
     return float((got.double() - want).norm() / want.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_chunked_errs_no_more_than_the_naive_loop_in_the_same_precision(dtype):
     given = case(150, key_dim=24, value_dim=16, heads=1).to(dtype)

@@ -54,6 +54,7 @@ def naive(cubes, topk, q, k, v, gate):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["reference", "gather"])
 @pytest.mark.parametrize(("grid", "block"), [EVEN, RAGGED])
 def test_output_and_gradients_are_those_of_the_definition(grid, block, engine):

@@ -31,6 +31,7 @@ def brute(rule, q_grid, kv_grid, decide):
     ]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @drawn(SIDES, SIDES, SIDES, BOUNDS, BOUNDS)
 def test_touches_and_covers_are_those_of_the_pairs_of_tokens(grid, q_block, kv_block, before, after):

@@ -38,6 +38,7 @@ def test_kept_tokens_sources_and_blocks_equal_the_naive_loops(grid, block, query
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_fill_and_keep_ratio_equals_the_naive_loops(rule, fill):
@@ -125,6 +126,7 @@ def test_a_partial_group_keeps_its_share_rounded_half_up_and_at_least_one(num_re
     assert plan.num_kept.unique().tolist() == [expected]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     grid=st.tuples(*[st.integers(1, 7)] * 3),

@@ -76,6 +76,7 @@ def test_a_selection_reads_q_and_k_as_the_engine_does_and_is_told_so(engine, is_
     assert state["o_fine"].shape == given["q"].shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [TILED, GATHER], ids=["triton", "gather"])
 def test_tile_major_tensors_stay_tile_major(engine):
     _, stages = stages_of(engine)

@@ -112,6 +112,7 @@ def test_every_form_of_the_backward_agrees(keep, rows, pack, keys, dtype, backwa
     assert_tiles_close(inputs, plan, make_tiles(rows, keys=keys, pack=pack, backward=backward))
 
 
+@pytest.mark.slow
 @TWO
 @pytest.mark.parametrize("head_dim", [64, 80, 128])
 def test_every_head_size_agrees(head_dim, form, backward):
@@ -128,6 +129,7 @@ def test_large_inputs_agree(scale, dtype, form, backward):
     assert_tiles_close(inputs, plan, tiles_of(form, backward))
 
 
+@pytest.mark.slow
 @TWO
 @pytest.mark.parametrize("scale", [-0.25, 0.0, 1.0])
 def test_the_softmax_scale_is_the_callers(scale, form, backward):

@@ -84,6 +84,7 @@ def test_query_and_kv_blocks_of_other_sizes_agree(block, query_block, keep):
     assert_close_to_reference("triton", inputs, plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query_rule", ["window", "block", "flat_half", "central_mean"])
 def test_every_query_rule_agrees(query_rule):
     inputs = qkv((3, 4, 7), 16, FP16, heads=1)
@@ -123,6 +124,7 @@ def test_dead_and_popular_blocks_and_empty_lists_agree(dtype, monkeypatch):
 
 
 # What the interpreter computes for the gradients of padding keys overflows; it is stored nowhere.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 @pytest.mark.parametrize("dtype", [FP16, FP32])
 def test_padding_has_no_weight_where_all_real_scores_are_far_below_zero(dtype):
