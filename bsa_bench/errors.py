@@ -18,7 +18,10 @@ EXIT_INTERRUPTED = 130
 
 EXIT_CODES: dict[int, str] = {
     EXIT_OK: "every case that can run here was measured (or was already), and was correct",
-    EXIT_UNEXPECTED: "unexpected: a defect of bsa-bench (with a traceback), or a pipe that its reader closed",
+    EXIT_UNEXPECTED: (
+        "gate and compare: at least one case is slower, or a rule of compiled code or counters is broken; else "
+        "unexpected: a defect of bsa-bench (with a traceback), or a pipe that its reader closed"
+    ),
     EXIT_USAGE: "usage: a wrong flag, suite, axis, implementation, input or run name; nothing was run",
     EXIT_WRONG: "at least one case gave a wrong result (recorded as WRONG, never as fast)",
     EXIT_NOTHING_MEASURED: "nothing was measured: no case can run here",
@@ -26,6 +29,8 @@ EXIT_CODES: dict[int, str] = {
         "infrastructure: the results folder cannot be written, the disk is full, or the GPU is not in a state to be "
         "measured"
     ),
+    EXIT_CALIBRATION_NEEDED: "gate: this machine was not calibrated, or is too noisy; run bsa-bench noise",
+    EXIT_AMBIGUOUS: "gate --ambiguous ambiguous, bisect: what is left can be told neither way",
     EXIT_SOME_FAILED: "some cases crashed, timed out or ran out of memory; they are recorded, the others are measured",
     EXIT_INTERRUPTED: "interrupted (Ctrl-C); what was measured is kept, --resume goes on",
 }

@@ -29,6 +29,7 @@ from bsa_bench.run.sources import sources_digest
 if TYPE_CHECKING:
     from torch import device as Device  # noqa: N812
 
+    from bsa_bench.measure.nvml import GpuWatch
     from bsa_bench.measure.timer import Timer
 
 _REQUEST: TypeAdapter[SetUp | Prepare | Sample | Finish] = TypeAdapter(Request)
@@ -69,6 +70,7 @@ class _Side:
         self._device: Device | None = None
         self._timer: Timer | None = None
         self._current: _Current | None = None
+        self._watch: GpuWatch | None = None
 
     def answer(self, request: SetUp | Prepare | Sample | Finish) -> Reply:
         """Do what is asked; what a case raises is a reply like any other."""
@@ -88,11 +90,16 @@ class _Side:
         import torch._dynamo
 
         import bsa_kernels
+        from bsa_bench.measure.device_state import gpu_uuid
+        from bsa_bench.measure.nvml import GpuWatch
         from bsa_bench.measure.timer import make_timer
 
         self._device = torch.device(request.device)
         if request.device == "cpu":
             torch.set_num_threads(count)
+        else:
+            with contextlib.suppress(OSError):  # without NVML clocks and slow-downs stay unknown
+                self._watch = GpuWatch(gpu_uuid(self._device.index or 0))
         self._timer = make_timer(self._device)
         folder = Path(bsa_kernels.__file__).parent
         return Reply(sources=sources_digest(folder), kernels=str(folder))
@@ -132,13 +139,16 @@ class _Side:
 
         warm_up(sample, PROTOCOLS["gate"])
         self._current = _Current(case, prepared, call)
+        if self._watch:
+            self._watch.slowdown_ns()  # of the warm-up, which does not count
         return Reply(seconds=statistics.median(times[len(times) // 2 :]), plan_digest=plan_digest)
 
     def _sample(self) -> Reply:
         assert self._current is not None
         assert self._timer is not None
         try:
-            return Reply(seconds=self._timer.sample(self._current.call))
+            seconds = self._timer.sample(self._current.call)
+            return Reply(seconds=seconds, clock_hz=self._watch.clock_hz() if self._watch else None)
         except Exception as error:  # noqa: BLE001  # the one case boundary
             return _failed(error)
 
@@ -149,6 +159,7 @@ class _Side:
         current, self._current = self._current, None
         if current is None:
             return Reply()
+        slowdown_ns = self._watch.slowdown_ns() if self._watch else 0
         peak_bytes = None
         if request.memory:
             peak_bytes = measure_memory(current.call, inputs_bytes=0, device=self._device).peak_above_inputs_bytes
@@ -156,7 +167,7 @@ class _Side:
             after = correctness_of_pass(verify_fresh(current.case, current.prepared), current.case)
             if not after.passed:
                 return Reply(status=Status.WRONG, reason=f"after timing: {after.reason}")
-        return Reply(peak_bytes=peak_bytes)
+        return Reply(peak_bytes=peak_bytes, slowdown_ns=slowdown_ns)
 
 
 def _failed(error: Exception) -> Reply:

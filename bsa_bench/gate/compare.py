@@ -128,12 +128,13 @@ def sentence(checks: Iterable[Check], base: str, head: str) -> str:
     half = math.sqrt(sum(h * h for h in halves)) / len(halves) if len(halves) == len(pairs) else None
     factor, word = (1 / middle, "faster") if middle < 1 else (middle, "slower")
     digits = 2 if factor >= 1.1 else 3
+    unknown = "" if half is not None else "; too few processes for an interval"
     spread = "" if half is None else f" +- {factor * math.sinh(half):.{digits}f}"
     over = "" if len(pairs) == 1 else f" (geometric mean of {len(pairs)} cases)"
     if half is not None and abs(math.log(middle)) <= half:
         interval = f"{middle:.3f} +- {middle * math.sinh(half):.3f}"
         return f"{head} and {base} cannot be told apart: the ratio is {interval}{over}"
-    return f"{head} is {factor:.{digits}f}{spread} times {word} than {base}{over}"
+    return f"{head} is {factor:.{digits}f}{spread} times {word} than {base}{over}{unknown}"
 
 
 def _check(name: str, base: Measured | None, head: Measured | None, policy: Policy, tier: Tier) -> Check:

@@ -187,6 +187,7 @@ class LockstepBench:
             head_clock_hz=middle[1],
             base_peak_bytes=finished[0].peak_bytes,
             head_peak_bytes=finished[1].peak_bytes,
+            throttle_ns=max(reply.slowdown_ns for reply in finished),
         )
 
     def _finish(self, sides: Sequence[PairProcess], *, is_first: bool) -> list[Reply]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from bsa_bench.errors import BenchError, StoreError, UsageError
+from bsa_bench.errors import BenchError, MachineError, StoreError, UsageError
 from bsa_bench.gate.acceptance import ACCEPTED, Acceptance, append_acceptance, read_acceptances
 from bsa_bench.gate.calibration import Calibration, calibration_path, read_calibration
 from bsa_bench.gate.compiled import run_compiled_tier
@@ -263,7 +263,7 @@ class _Runner:
             )
             try:
                 result, self.environment = run_execution_tier(execution, self._tell)
-            except (UsageError, StoreError):
+            except (UsageError, StoreError, MachineError):
                 raise
             except BenchError as error:
                 raise _NotMeasuredError(str(error)) from error

@@ -14,6 +14,7 @@ from bsa_bench.gate.verdict import Side
 from bsa_bench.static.sides import HERE
 from bsa_bench.static.toolchain import revision_sources
 
+WORK_TREE = "the work tree"
 ROOT = Path(bsa_bench.__file__).resolve().parents[1]
 """What holds the `bsa_bench` that runs: a checkout, or the folder of the installed packages."""
 
@@ -34,11 +35,11 @@ def open_pair_side(name: str, *, own_bench: bool = False, paths: Sequence[Path] 
             than the code that runs, so that `.` would not mean what it says.
     """
     if name == HERE and paths:
-        yield _with_paths("these sources", Path(_git(Path.cwd(), "rev-parse", "--show-toplevel") or Path.cwd()), paths)
+        yield _with_paths(WORK_TREE, Path(_git(Path.cwd(), "rev-parse", "--show-toplevel") or Path.cwd()), paths)
         return
     if name == HERE:
         check_here()
-        yield PairSide(label="these sources", own_code=_bench_of(ROOT) if own_bench else ())
+        yield PairSide(label=WORK_TREE, own_code=_bench_of(ROOT) if own_bench else ())
         return
     with revision_sources(name.removeprefix("git:"), Path.cwd()) as folder:
         if paths:
@@ -76,7 +77,7 @@ def describe_side(name: str) -> Side:
         )
     status = _git(ROOT, "status", "--porcelain", "--untracked-files=normal", "--", "bsa_bench", "kernels", "suites")
     commit = _git(ROOT, "rev-parse", "HEAD") if _is_checkout(ROOT) else None
-    return Side(label="these sources", commit=commit, dirty=bool(status) if commit and status is not None else None)
+    return Side(label=WORK_TREE, commit=commit, dirty=bool(status) if commit and status is not None else None)
 
 
 def check_here() -> None:

@@ -80,6 +80,30 @@ def hardware_slowdown_ns(handle: Any) -> dict[str, int]:
     return found
 
 
+class GpuWatch:
+    """Reads the clock of a GPU between calls, and how long its hardware has held it back.
+
+    Raises:
+        OSError: there is no driver, or no such GPU.
+    """
+
+    def __init__(self, uuid: str) -> None:
+        self._handle = open_gpu(uuid)
+        self._slowdown_ns = self._counted()
+
+    def clock_hz(self) -> float | None:
+        """The SM clock now; null where the card does not tell."""
+        return _hertz(ask("nvmlDeviceGetClockInfo", self._handle, _constant("NVML_CLOCK_SM")))
+
+    def slowdown_ns(self) -> int:
+        """Nanoseconds of slow-down by the hardware since this was last asked."""
+        before, self._slowdown_ns = self._slowdown_ns, self._counted()
+        return max(self._slowdown_ns - before, 0)
+
+    def _counted(self) -> int:
+        return sum(hardware_slowdown_ns(self._handle).values())
+
+
 def slowdowns_now(handle: Any) -> list[str] | None:
     """The slow-downs by hardware in force now; None where the card does not tell."""
     reasons = ask("nvmlDeviceGetCurrentClocksEventReasons", handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,7 +147,9 @@ class Session:
             threads=self.settings.threads,
             case_limit_s=declared.time_limit_s,
         )
-        with RunWriter.create(self.settings.results, f"{default_run_id(NAME)}-{self._num_runs}") as writer:
+        # Two sessions may begin in the same second.
+        name = f"{default_run_id(NAME)}-{self._num_runs}-{secrets.token_hex(2)}"
+        with RunWriter.create(self.settings.results, name) as writer:
             outcome = execute(
                 [each.case for each in wanted.values()],
                 run_settings,

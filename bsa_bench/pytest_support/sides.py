@@ -11,12 +11,12 @@ from pathlib import Path
 
 from bsa_bench.errors import UsageError
 from bsa_bench.gate.lockstep import PairSide
-from bsa_bench.gate.sides import open_pair_side
+from bsa_bench.gate.sides import WORK_TREE, open_pair_side
 from bsa_bench.result import Case
 from bsa_bench.run.sources import sources_digest
 from bsa_bench.static.toolchain import revision_sources
 
-HEAD_LABEL = "these sources"
+HEAD_LABEL = WORK_TREE
 _KERNELS = "bsa_kernels"
 
 

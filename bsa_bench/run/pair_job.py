@@ -58,6 +58,7 @@ class Reply(Line):
         seconds: of one call: the sample, or the median of the warm-up.
         clock_hz: the device's clock during the call, where it can be read.
         peak_bytes: peak memory above the inputs.
+        slowdown_ns: how long the device's hardware held it back since the case was prepared.
         sources: digest of the kernels' sources without comments, docstrings and layout.
         kernels: the folder they were imported from.
         plan_digest: of what the operator planned, where it plans.
@@ -68,6 +69,7 @@ class Reply(Line):
     seconds: Annotated[float, Field(ge=0)] | None = None
     clock_hz: float | None = None
     peak_bytes: NonNegativeInt | None = None
+    slowdown_ns: NonNegativeInt = 0
     sources: str | None = None
     kernels: str | None = None
     plan_digest: str | None = None

@@ -40,7 +40,8 @@ class Machine:
         monkeypatch.setattr(session, "RunSettings", partial(RunSettings, worker_command=command))
         monkeypatch.setattr(session, "probe", self.probe)
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-        monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+        for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+            monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
     def probe(self, questions, *, device, threads):

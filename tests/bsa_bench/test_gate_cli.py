@@ -140,9 +140,9 @@ def test_sources_that_are_as_fast_are_the_same_and_what_has_no_time_is_verified(
 @pytest.mark.slow
 def test_what_a_wrong_or_broken_head_comes_to(place):
     for action, verdict, code, reason in (
-        ("set up raise=no such op", Verdict.FAILED, 1, "these sources cannot be started: its process ended with exit"),
-        ("sample signal=SIGSEGV", Verdict.FAILED, 1, "these sources came to CRASHED, the base did not: its process"),
-        ("finish status=WRONG", Verdict.WRONG, 3, "these sources: scripted WRONG"),
+        ("set up raise=no such op", Verdict.FAILED, 1, "the work tree cannot be started: its process ended with exit"),
+        ("sample signal=SIGSEGV", Verdict.FAILED, 1, "the work tree came to CRASHED, the base did not: its process"),
+        ("finish status=WRONG", Verdict.WRONG, 3, "the work tree: scripted WRONG"),
     ):
         place.head("1", action)
         found, result = place.gate("passes=forward", "implementation=bsa@gather")
@@ -302,7 +302,7 @@ def test_revisions_are_compared_now_and_one_line_says_the_result(place):
         "compare", "git:HEAD", ".", "--suite", "s.toml", "passes=forward", "implementation=bsa@gather"
     )
     assert code == 1
-    assert re.search(r"\. is 1\.2\d \+- 0\.\d\d times slower than git:HEAD|these sources is 1\.2\d", out), out
+    assert re.search(r"\. is 1\.2\d \+- 0\.\d\d times slower than git:HEAD|the work tree is 1\.2\d", out), out
     assert "SLOWER" in out
 
 

@@ -248,7 +248,7 @@ def test_the_sentence_leaves_controls_out_and_shows_no_interval_where_a_case_has
     slow = checks_of((1.2, 1.2))
     assert sentence([*control, *slow], "A", "B") == "B is 1.20 +- 0.00 times slower than A"
     bare = slow[0].model_copy(update={"pairs": slow[0].pairs.model_copy(update={"low": None, "high": None})})
-    assert sentence([bare], "A", "B") == "B is 1.20 times slower than A"
+    assert sentence([bare], "A", "B") == "B is 1.20 times slower than A; too few processes for an interval"
     assert sentence(control, "A", "B") == "B and A: nothing was measured of both"
 
 

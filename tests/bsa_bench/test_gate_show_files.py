@@ -308,5 +308,5 @@ def test_a_place_that_cannot_be_written_is_named_with_its_flag_before_anything_i
     with pytest.raises(StoreError, match=r"^--junit: .*g\.xml: expected a file in a folder that can be written"):
         write_outputs(made.result(), **paths)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UsageError, match=r"--json and --markdown: got .* for both"):
+    with pytest.raises(UsageError, match=r"--out and --markdown: got .* for both"):
         check_outputs(json_path=tmp_path / "g", markdown_path=tmp_path / "." / "g", junit_path=None)

@@ -33,7 +33,7 @@ def test_a_revision_has_its_own_kernels_and_only_if_asked_its_own_bench(reposito
         assert names[1:] == ["suites", "kernels"]
         assert side.first_paths[0] == side.first_paths[2].parent
     with open_pair_side(".") as side:
-        assert (side.first_paths, side.label) == ((), "these sources")
+        assert (side.first_paths, side.label) == ((), "the work tree")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_these_sources_are_dirty_with_a_file_that_git_does_not_know(tmp_path, mo
     (clone / "kernels" / "bsa_kernels" / "new.py").write_text("")
     assert describe_side(".").dirty is True
     shutil.rmtree(clone / ".git")
-    assert describe_side(".") == Side(label="these sources")
+    assert describe_side(".") == Side(label="the work tree")
 
 
 def test_another_checkout_is_no_place_to_measure_these_sources_from(repository):
@@ -111,7 +111,7 @@ def test_the_cases_of_a_suite_are_sorted_by_what_can_be_learnt_here(tmp_path, mo
     assert list(found.left_out.values()) == ["no backward"]
 
 
-HEAD = Side(label="these sources", commit="a" * 40, dirty=False)
+HEAD = Side(label="the work tree", commit="a" * 40, dirty=False)
 
 
 def outcome(*checks, head=HEAD, counters=(), compiled=(), reason=None):

@@ -156,3 +156,24 @@ def test_a_real_gpu_tells_of_itself():
     handle = nvml.open_gpu(gpu_uuid(0))
     assert nvml.settings(handle)["compute_mode"] is not None
     assert isinstance(inspect_gpu(gpu_uuid(0)), Preflight)
+
+
+def test_a_watch_reads_the_clock_and_the_slow_downs_since_it_was_last_asked(monkeypatch):
+    counted = iter([(10, 1), (10, 1), (25, 4)])  # at the start, before the calls, after them
+
+    def fields(_, asked):
+        if asked == [270]:
+            fields.now = next(counted)
+        return [field_value(fields.now[asked[0] - 270])]
+
+    install(monkeypatch, nvmlDeviceGetFieldValues=fields, nvmlDeviceGetClockInfo=lambda handle, kind: 1755)
+    watch = nvml.GpuWatch("GPU-1")
+    assert watch.clock_hz() == 1.755e9
+    assert [watch.slowdown_ns(), watch.slowdown_ns()] == [0, 18]
+
+
+def test_a_watch_without_an_answer_has_no_clock_and_no_slow_down(monkeypatch):
+    install(monkeypatch, nvmlDeviceGetFieldValues=UNSUPPORTED, nvmlDeviceGetClockInfo=UNSUPPORTED)
+    watch = nvml.GpuWatch("GPU-1")
+    assert watch.clock_hz() is None
+    assert watch.slowdown_ns() == 0

@@ -253,7 +253,7 @@ def test_the_sides_of_somebodys_own_packages(repository, mine):
         assert opened.own_sources[0] != opened.own_sources[1]
         texts = [(side.first_paths[0] / "mine" / "__init__.py").read_text() for side in (opened.base, opened.head)]
         assert texts == ["SPEED = 1\n", "SPEED = 2  # faster\n"]
-        assert (opened.base.label, opened.head.label) == ("main", "these sources")
+        assert (opened.base.label, opened.head.label) == ("main", "the work tree")
     assert not Path(opened.base.first_paths[0]).exists()
 
 
@@ -261,7 +261,7 @@ def test_sides_that_would_be_the_same_by_mistake_are_refused(repository, mine):
     (repository.parents[1] / "other").mkdir()
     for revision, paths, of, message in (
         ("main", [], mine, r"is not bsa-bench's own; set the ini value bsa_paths"),
-        ("main", ["lib"], mine, r"bsa_paths: these sources: has no folder 'lib'"),
+        ("main", ["lib"], mine, r"bsa_paths: the work tree: has no folder 'lib'"),
         ("main", ["other"], mine, r"bsa_paths: got other, expected a folder that holds bsa_kernels or mine"),
         (
             "main",

@@ -13,7 +13,7 @@ from bsa_bench.gate.show.markdown import markdown
 from bsa_bench.gate.verdict import GateResult
 from bsa_bench.store.whole_file import check_place, write_whole
 
-_WRITERS: dict[str, Callable[[GateResult], str]] = {"--json": document, "--markdown": markdown, "--junit": junit}
+_WRITERS: dict[str, Callable[[GateResult], str]] = {"--out": document, "--markdown": markdown, "--junit": junit}
 
 
 def check_outputs(*, json_path: Path | None, markdown_path: Path | None, junit_path: Path | None) -> None:
