@@ -11,7 +11,7 @@ import contextlib
 import os
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,10 +27,12 @@ from bsa_bench.run.pair_job import Finish, Prepare, Reply, Request, Sample, SetU
 from bsa_bench.run.sources import sources_digest
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch import device as Device  # noqa: N812
 
     from bsa_bench.measure.nvml import GpuWatch
     from bsa_bench.measure.timer import Timer
+    from bsa_bench.workload import Workload
 
 _REQUEST: TypeAdapter[SetUp | Prepare | Sample | Finish] = TypeAdapter(Request)
 
@@ -71,6 +73,8 @@ class _Side:
         self._timer: Timer | None = None
         self._current: _Current | None = None
         self._watch: GpuWatch | None = None
+        #: q, k and v of the workload at hand, by its digest: the cases of a workload come one after the other.
+        self._inputs: tuple[str, Mapping[str, Tensor]] | None = None
 
     def answer(self, request: SetUp | Prepare | Sample | Finish) -> Reply:
         """Do what is asked; what a case raises is a reply like any other."""
@@ -117,7 +121,15 @@ class _Side:
         if self._device.type == "cpu" and is_interpreted(case.engine):
             os.environ["TRITON_INTERPRET"] = "1"
         engine = load_engine(case.engine)
-        prepared = prepare(case, engine, [case.passes], self._device, lambda _: None, with_oracle=request.verify)
+        prepared = prepare(
+            case,
+            engine,
+            [case.passes],
+            self._device,
+            lambda _: None,
+            with_oracle=request.verify,
+            qkv=self._qkv(case.workload),
+        )
         plan_digest = None
         if prepared.correctness is not None:
             correctness = correctness_of_pass(prepared.correctness, case)
@@ -142,6 +154,15 @@ class _Side:
         if self._watch:
             self._watch.slowdown_ns()  # of the warm-up, which does not count
         return Reply(seconds=statistics.median(times[len(times) // 2 :]), plan_digest=plan_digest)
+
+    def _qkv(self, workload: Workload) -> Mapping[str, Tensor]:
+        from bsa_bench.inputs import make_qkv
+
+        assert self._device is not None
+        if self._inputs is None or self._inputs[0] != workload.digest:
+            self._inputs = None  # before the next are made
+            self._inputs = (workload.digest, make_qkv(workload, device=self._device.type).tensors)
+        return self._inputs[1]
 
     def _sample(self) -> Reply:
         assert self._current is not None

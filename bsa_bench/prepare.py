@@ -6,7 +6,7 @@ Shared by the worker of a run and that of a pair.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from bsa_bench.result import Case, Correctness, Status
 from bsa_bench.run.estimate import VERIFIED_SCORES
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch import device as Device  # noqa: N812
 
     from bsa_bench.contract import Engine, Method, MethodOptions
@@ -30,7 +31,7 @@ class Prepared:
         subject: the operator and its inputs.
         correctness, state: the verdict of the verification, and what the method kept for counting its work; none and
             empty where it was not asked for.
-        backend: what really ran.
+        backend: what really ran, as far as it was asked.
         fell_back: why that is not what was asked for, or None.
         first_call_s: of each pass.
     """
@@ -53,6 +54,7 @@ def prepare(
     tell: Callable[[str], None],
     *,
     with_oracle: bool = True,
+    qkv: Mapping[str, Tensor] | None = None,
 ) -> Prepared:
     """Make the inputs and the operator, call it for the first time, verify it, and see what ran.
 
@@ -60,7 +62,8 @@ def prepare(
         case: one of the group.
         passes: those of the group.
         tell: told what is being done.
-        with_oracle: verify; without it nothing says that what is timed is right.
+        with_oracle: verify, and see what ran; without it nothing says that what is timed is right.
+        qkv: the workload's q, k and v where they were made before.
     """
     from bsa_bench.catalog import build_operator, load_method, options_of
     from bsa_bench.inputs import draw_tensors, make_qkv, random_like_output
@@ -69,7 +72,7 @@ def prepare(
     workload, method, options = case.workload, load_method(case.method), options_of(case)
     tell(f"making inputs ({workload.input.label})")
     specs = method.tensors(workload, options)
-    qkv = make_qkv(workload, device=device.type).tensors
+    qkv = dict(qkv) if qkv is not None else make_qkv(workload, device=device.type).tensors
     needs_grad = any(which != "forward" for which in passes)
     subject = Subject(
         operator=build_operator(case, scale=_scale(case)),
@@ -88,7 +91,7 @@ def prepare(
     if with_oracle:
         tell("verifying")
         correctness, state = _verify(case, method, options, subject, seed=workload.input.seed)
-    backend, fell_back = _resolved_backend(engine, subject)
+    backend, fell_back = _resolved_backend(engine, subject) if with_oracle else (None, None)
     return Prepared(method, options, subject, correctness, state, backend, fell_back, first_call_s)
 
 

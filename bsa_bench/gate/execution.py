@@ -18,7 +18,7 @@ from bsa_bench.gate.policy import Policy
 from bsa_bench.gate.two_stage import decide
 from bsa_bench.gate.verdict import Check, Tier, TierResult, Verdict
 from bsa_bench.result import Case, Environment, Status
-from bsa_bench.run.estimate import is_interpreted
+from bsa_bench.run.estimate import compiles_at_first_call, is_interpreted
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.pair_job import Reply
 from bsa_bench.run.probe import probe, question_of
@@ -103,6 +103,7 @@ def select(suite: str, overrides: Sequence[str], device: DeviceKind, *, threads:
     found = probe({device: [question_of(case) for case in cases]}, device=device, threads=threads)
     selection = Selection(found.environment)
     dense: list[Case] = []
+    is_asked = any(each.startswith("implementation=") for each in overrides)
     for case in cases:
         reason = unsupported_case(case) or found.unavailable(case)
         if reason is not None:
@@ -113,6 +114,10 @@ def select(suite: str, overrides: Sequence[str], device: DeviceKind, *, threads:
             dense.append(case)
         elif not case.claims.timed or (device == "cpu" and is_interpreted(case.engine)):
             _add_verified(selection.verified, case)
+        elif device == "cpu" and compiles_at_first_call(case.engine) and not is_asked:
+            selection.left_out[case.case_id] = (
+                f"{case.base_engine} compiles for seconds in each process; name it with implementation= to measure it"
+            )
         else:
             selection.timed[case.case_id] = case
     selection.controls = {case.case_id: case for case in _controls(dense)}
@@ -169,7 +174,7 @@ def run_execution_tier(
         deadline = started + request.budget_s
 
         def is_late() -> bool:
-            return time.monotonic() > deadline
+            return time.monotonic() + bench.last_pair_s > deadline
 
         checks = decide(
             list(selection.timed),
@@ -240,9 +245,9 @@ def _all(selection: Selection, request: ExecutionRequest, verdict: Verdict, why:
 
 
 def _left_out(selection: Selection) -> list[str]:
-    """What this machine cannot run at all, which is no news of a revision: a line for each reason."""
+    """What is not measured on this machine at all, which is no news of a revision: a line for each reason."""
     return [
-        f"this machine cannot run {number} of the suite's cases: {reason}"
+        f"{number} of the suite's cases are not measured here: {reason}"
         for reason, number in Counter(selection.left_out.values()).items()
     ]
 
@@ -250,7 +255,7 @@ def _left_out(selection: Selection) -> list[str]:
 def _notes(request: ExecutionRequest) -> list[str]:
     notes = [
         f"{request.base.label} against {request.head.label}, in pairs of live processes that call in turn",
-        "each side is verified before and after its first timing of a case",
+        "both sides are verified before the first timing of a case, the head after it too",
     ]
     if request.device == "cpu":
         variables = ", ".join(f"{name}={value}" for name, value in CPU_VARIABLES.items())

@@ -192,6 +192,12 @@ def is_interpreted(engine: str) -> bool:
     return ENGINE_COST.get(engine.partition(":")[0], OTHER_ENGINE).is_interpreted
 
 
+def compiles_at_first_call(engine: str) -> bool:
+    """Whether an engine of ours is known to compile for seconds in each process that uses it, on a CPU too."""
+    cost = ENGINE_COST.get(engine.partition(":")[0])
+    return cost is not None and cost.compile_s > 0 and not cost.is_interpreted
+
+
 def available_memory_bytes() -> int:
     """Memory that a new process can have here: what the machine has free, or what the container's limit leaves."""
     import psutil

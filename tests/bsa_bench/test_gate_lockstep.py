@@ -144,10 +144,11 @@ def test_children_of_a_worker_that_ends_as_it_should_are_ended_too(workers):
         ("prepare", "ok", "status=WRONG", Verdict.WRONG, "head: scripted WRONG"),
         ("prepare", "status=CRASHED", "status=WRONG", Verdict.WRONG, "head: scripted WRONG"),
         ("prepare", "status=WRONG", "ok", Verdict.NOT_MEASURED, "base came to WRONG: scripted WRONG"),
-        ("finish", "status=WRONG", "ok", Verdict.NOT_MEASURED, "base came to WRONG: scripted WRONG"),
+        # After the timing the head alone is verified.
+        ("finish", "status=WRONG", "status=WRONG", Verdict.WRONG, "head: scripted WRONG"),
         ("sample", "status=OOM", "ok", Verdict.NOT_MEASURED, "base came to OOM: scripted OOM"),
         ("prepare", "status=OOM", "status=OOM", Verdict.NOT_MEASURED, "base came to OOM, and so does head: scripted"),
-        ("finish", "status=OOM", "status=CRASHED", Verdict.NOT_MEASURED, "base came to OOM: scripted OOM"),
+        ("finish", "ok", "status=CRASHED", Verdict.FAILED, "head came to CRASHED, the base did not: scripted CRASHED"),
         ("prepare", "ok", "status=UNSUPPORTED", Verdict.FAILED, "head came to UNSUPPORTED, the base did not: scri"),
         ("sample", "signal=SIGKILL", "ok", Verdict.NOT_MEASURED, "base came to CRASHED: its process ended with SI"),
         ("sample", "ok", 'reply={"status": "OK"}', Verdict.INFRA_ERROR, "a sample without a time"),
