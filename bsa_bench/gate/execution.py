@@ -103,7 +103,10 @@ def select(suite: str, overrides: Sequence[str], device: DeviceKind, *, threads:
     found = probe({device: [question_of(case) for case in cases]}, device=device, threads=threads)
     selection = Selection(found.environment)
     dense: list[Case] = []
-    is_asked = any(each.startswith("implementation=") for each in overrides)
+    is_asked, is_asked_for_passes = (
+        any(each.startswith(key) for each in overrides) for key in ("implementation=", "passes=")
+    )
+    whole = {case.group for case in cases if case.passes == "forward+backward"}
     for case in cases:
         reason = unsupported_case(case) or found.unavailable(case)
         if reason is not None:
@@ -114,6 +117,8 @@ def select(suite: str, overrides: Sequence[str], device: DeviceKind, *, threads:
             dense.append(case)
         elif not case.claims.timed or (device == "cpu" and is_interpreted(case.engine)):
             _add_verified(selection.verified, case)
+        elif case.passes == "backward" and case.group in whole and not is_asked_for_passes:
+            selection.left_out[case.case_id] = "a backward is timed within forward+backward; passes= names it alone"
         elif device == "cpu" and compiles_at_first_call(case.engine) and not is_asked:
             selection.left_out[case.case_id] = (
                 f"{case.base_engine} compiles for seconds in each process; name it with implementation= to measure it"
