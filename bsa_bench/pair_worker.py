@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from bsa_bench.prepare import Prepared, correctness_of_pass, failure, prepare, verify_fresh
 from bsa_bench.result import Case, Status
-from bsa_bench.run.cpu import set_up_cpu
+from bsa_bench.run.cpu import keep_memory_mapped, pin_to_last, usable_cores
 from bsa_bench.run.estimate import is_interpreted
 from bsa_bench.run.job import die_with_parent
 from bsa_bench.run.pair_job import Finish, Prepare, Reply, Request, Sample, SetUp
@@ -89,7 +89,8 @@ class _Side:
             return _failed(error)
 
     def _set_up(self, request: SetUp) -> Reply:
-        count = set_up_cpu(request.threads, last=True)
+        count = min(request.threads, len(usable_cores()))
+        keep_memory_mapped(count)
         import torch
         import torch._dynamo
 
@@ -99,6 +100,8 @@ class _Side:
         from bsa_bench.measure.timer import make_timer
 
         self._device = torch.device(request.device)
+        # After the imports, or both sides would take turns on the same cores already there.
+        pin_to_last(count)
         if request.device == "cpu":
             torch.set_num_threads(count)
         else:

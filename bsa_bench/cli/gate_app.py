@@ -25,7 +25,7 @@ Limit = Annotated[
     str | None,
     typer.Option("--limit", metavar="SHARE", help="The least change that counts; default: 5% on a CPU, 2% on a GPU."),
 ]
-Budget = Annotated[str, typer.Option(metavar="TIME", help="Start no pair of processes after this time (7m, 90s).")]
+Budget = Annotated[str, typer.Option(metavar="TIME", help="Start no pair that would not end within this time.")]
 CallLimit = Annotated[
     str, typer.Option("--call-limit", metavar="TIME", help="Leave out cases whose call takes longer; they are listed.")
 ]

@@ -57,7 +57,7 @@ class ExecutionRequest:
     threads: int = 1
     budget_s: float = 420.0
     call_limit_s: float = 0.5
-    turns_s: float = 1.5
+    turns_s: float = 1.0
     measure_unchanged: bool = False
     seed: int = 0
     logs: Path

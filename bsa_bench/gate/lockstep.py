@@ -40,8 +40,8 @@ class LockstepSettings:
     device: DeviceKind
     threads: int
     logs: Path
-    turns_s: float = 1.5
-    min_turns: int = 5
+    turns_s: float = 1.0
+    min_turns: int = 3
     max_turns: int = 80
     answer_s: float = 180.0
     call_limit_s: float = math.inf

@@ -47,7 +47,7 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     # In the gate a process samples in turn with that of the other side, which ends the sampling.
     "gate": Protocol(
-        warmup_cap_s=0.4,
+        warmup_cap_s=0.2,
         min_samples=3,
         max_samples=80,
         seconds=1.0,

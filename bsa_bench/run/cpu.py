@@ -8,7 +8,7 @@ import os
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
-def set_up_cpu(threads: int | None, *, last: bool = False) -> int:
+def set_up_cpu(threads: int | None) -> int:
     """Pin the process and its threads to the first usable cores and keep freed memory mapped.
 
     Memory that malloc hands back to the system is faulted in again page by page by the next call, which on a virtual
@@ -17,18 +17,39 @@ def set_up_cpu(threads: int | None, *, last: bool = False) -> int:
 
     Args:
         threads: how many cores; all usable ones if null.
-        last: take the last usable cores instead, away from what the system itself does on the first.
 
     Returns:
         How many cores it is.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = usable_cores()
     count = min(threads or len(cores), len(cores))
+    _pin(cores[:count])
+    keep_memory_mapped(count)
+    return count
+
+
+def pin_to_last(count: int) -> None:
+    """Pin the process to the last usable cores, away from what the system itself does on the first.
+
+    Threads that there are already stay where they are; torch starts its own when they are first used.
+    """
+    _pin(usable_cores()[-count:])
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _pin(cores: list[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores[-count:] if last else cores[:count])
+        os.sched_setaffinity(0, cores)
+
+
+def keep_memory_mapped(count: int) -> None:
+    """State the number of threads, and have malloc keep what is freed; before torch is imported."""
     os.environ["OMP_NUM_THREADS"] = str(count)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
-    return count
