@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pytest
 from git_factory import Repository
@@ -109,6 +110,44 @@ def test_the_cases_of_a_suite_are_sorted_by_what_can_be_learnt_here(tmp_path, mo
     assert names(found.controls) == [("full@sdpa-flash", "forward")]
     assert names(found.verified) == [("bsa@triton", "backward")]  # which has the forward's output too
     assert list(found.left_out.values()) == ["no backward"]
+
+
+def test_what_a_gate_leaves_out_unless_it_is_named_is_told_with_the_reason(tmp_path, monkeypatch):
+    from test_gate_cli import SUITE, fake_probe
+
+    monkeypatch.setattr("bsa_bench.gate.execution.probe", fake_probe)
+    text = SUITE.replace('"full@sdpa-flash", "bsa@gather", "bsa@triton"', '"bsa@gather", "bsa@flex"')
+    (tmp_path / "s.toml").write_text(text.replace('["forward", ', '["forward", "backward", '))
+
+    def timed(*overrides):
+        found = select(str(tmp_path / "s.toml"), overrides, "cpu", threads=1)
+        return [(each.implementation, each.passes) for each in found.timed.values()], list(found.left_out.values())
+
+    names, reasons = timed()
+    assert names == [("bsa@gather", "forward"), ("bsa@gather", "forward+backward")]
+    assert [reason[:30] for reason in reasons] == [
+        "a backward is timed within for",
+        "flex compiles for seconds in e",
+        "a backward is timed within for",
+        "flex compiles for seconds in e",
+    ]
+    assert ("bsa@gather", "backward") in timed("passes=forward,backward,forward+backward")[0]
+    assert ("bsa@flex", "forward") in timed("implementation=bsa@flex")[0]
+
+
+def test_paths_are_the_sides_own_and_are_taken_from_each_revision(repository):
+    (repository.folder / "src").mkdir()
+    (repository.folder / "src" / "mine.py").write_text("x = 1\n")
+    repository.commit("mine")
+    (repository.folder / "src" / "mine.py").write_text("x = 2\n")
+    with open_pair_side("HEAD", paths=[Path("src")]) as base, open_pair_side(".", paths=[Path("src")]) as head:
+        assert [(side.first_paths[0] / "mine.py").read_text() for side in (base, head)] == ["x = 1\n", "x = 2\n"]
+        assert head.first_paths == head.own_code == (repository.folder / "src",)
+    with (
+        pytest.raises(UsageError, match=r"--path lib: expected a folder relative to the top .*, in HEAD"),
+        open_pair_side("HEAD", paths=[Path("lib")]),
+    ):
+        pass
 
 
 HEAD = Side(label="the work tree", commit="a" * 40, dirty=False)
