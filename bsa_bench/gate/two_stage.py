@@ -223,20 +223,30 @@ class _Run:
         else:
             reason = f"no time was left for more than {case.num_pairs} {'pair' if case.num_pairs == 1 else 'pairs'}"
             pairs = self._weigh(case).pairs
-        self._end_measured(case, Verdict.AMBIGUOUS, reason, pairs)
+        self._end_measured(case, Verdict.AMBIGUOUS, reason, pairs, is_suspect=case.flagged > 0)
 
     def _weigh(self, case: _Case, stage: Stage | None = None) -> Evidence:
         stage = stage or case.stage
         return weigh(case.samples[stage], case.log_ratios[stage], self._noise, self._policy, stage)
 
-    def _end_measured(self, case: _Case, verdict: Verdict, reason: str | None, pairs: Pairs) -> None:
+    def _end_measured(
+        self, case: _Case, verdict: Verdict, reason: str | None, pairs: Pairs, *, is_suspect: bool = False
+    ) -> None:
         if grown := memory_problem(case.all_samples, self._policy):
             verdict, reason = Verdict.FAILED, f"{grown}; time: {verdict}"
         elif case.has_failed and verdict in {Verdict.SAME, Verdict.FASTER}:
             verdict, reason = Verdict.WARNING, f"the head failed in one pair; the other pairs: {verdict}"
-        self._end(case, verdict, reason, pairs)
+        self._end(case, verdict, reason, pairs, is_suspect=is_suspect)
 
-    def _end(self, case: _Case, verdict: Verdict, reason: str | None, pairs: Pairs | None = None) -> None:
+    def _end(
+        self,
+        case: _Case,
+        verdict: Verdict,
+        reason: str | None,
+        pairs: Pairs | None = None,
+        *,
+        is_suspect: bool = False,
+    ) -> None:
         case.check = Check(
             tier=self._tier,
             name=case.name,
@@ -245,6 +255,7 @@ class _Run:
             pairs=pairs,
             detail=tuple(f"pair dropped: {problem.reason}" for problem in case.dropped),
             is_control=case.is_control,
+            is_suspect=is_suspect and not case.is_control,
         )
 
 

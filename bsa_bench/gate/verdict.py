@@ -139,6 +139,7 @@ class Check(Line):
         where: the architecture or device, empty where the name says it all.
         changes: the figures that differ, those that break a rule first.
         detail: lines for who looks closer, such as the changed instructions.
+        is_suspect: the screen flagged it as slower, and no time was left to confirm or clear it: never a pass.
         is_control: it runs nothing that could have changed, so that it measures the machine.
     """
 
@@ -151,6 +152,7 @@ class Check(Line):
     pairs: Pairs | None = None
     detail: tuple[str, ...] = ()
     is_control: bool = False
+    is_suspect: bool = False
 
 
 class TierResult(Line):
@@ -222,7 +224,8 @@ def exit_code(
     Args:
         tiers: those that were asked for.
         require_gpu: a tier 3 that was not measured is then a failure to measure.
-        ambiguous: what checks that stay ambiguous come to: a code of their own, 0, or that of a slow-down.
+        ambiguous: what checks that stay ambiguous come to: a code of their own, 0, or that of a slow-down. Where the
+            screen saw a slow-down that nothing confirmed or cleared, 0 becomes the code of their own.
         required_share: of each tier's checks, how many have to be measured; of a tier 3 that has none, because there is
             no GPU, `require_gpu` says.
     """
@@ -245,8 +248,9 @@ def exit_code(
         for tier in tiers
     ):
         return EXIT_NOTHING_MEASURED
-    if Verdict.AMBIGUOUS in found and ambiguous != "pass":
-        return EXIT_AMBIGUOUS if ambiguous == "ambiguous" else EXIT_SLOWER
+    is_open = ambiguous != "pass" or any(check.is_suspect for check in checks)
+    if Verdict.AMBIGUOUS in found and is_open:
+        return EXIT_SLOWER if ambiguous == "fail" else EXIT_AMBIGUOUS
     return EXIT_OK
 
 

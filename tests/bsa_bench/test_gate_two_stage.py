@@ -133,8 +133,10 @@ def test_time_that_runs_out_in_the_screen_leaves_what_it_measured_ambiguous(pair
 
 @pytest.mark.parametrize("pairs", [3, 7, 10])
 def test_time_that_runs_out_in_the_confirmation_leaves_the_screens_pairs_and_no_verdict(pairs):
-    check, _ = one(Scripted(effect=0.1, between=0.003), out_of_time=after(pairs))
-    assert check.verdict is Verdict.AMBIGUOUS
+    check, exit_status = one(Scripted(effect=0.1, between=0.003), out_of_time=after(pairs))
+    assert (check.verdict, check.is_suspect, exit_status) == (Verdict.AMBIGUOUS, True, 7)  # never a pass
+    faster, exit_status = one(Scripted(effect=-0.1, between=0.003), out_of_time=after(pairs))
+    assert (faster.verdict, faster.is_suspect, exit_status) == (Verdict.AMBIGUOUS, False, 0)
     assert check.reason == "flagged by the screen; no time was left for 8 pairs to confirm it"
     assert (check.pairs.stage, len(check.pairs.log_ratios), check.pairs.p) == ("screen", 3, None)
     assert one(Scripted(effect=0.1, between=0.003), out_of_time=after(11))[0].verdict is Verdict.SLOWER
