@@ -176,24 +176,25 @@ def run_execution_tier(
         reason = "both sides run the same sources (comments and docstrings aside); --measure-unchanged times it"
         checks = _all(selection, request, Verdict.UNCHANGED, reason)
     else:
-        deadline = started + request.budget_s
-
-        def is_late() -> bool:
-            return time.monotonic() + bench.last_pair_s > deadline
-
-        checks = decide(
-            list(selection.timed),
-            bench,
-            request.policy,
-            tier=request.tier,
-            controls=list(selection.controls),
-            seed=request.seed,
-            out_of_time=is_late,
-            tell=tell,
-        )
+        verified: list[Check] = []
         if selection.verified:
+            # First, and without a deadline of its own: what is wrong counts more than what is slow.
             tell("verifying what cannot be timed here")
-            checks += _verified_checks(bench.verify(list(selection.verified), out_of_time=is_late), request.tier)
+            verified = _verified_checks(bench.verify(list(selection.verified)), request.tier)
+        deadline = started + request.budget_s
+        checks = [
+            *decide(
+                list(selection.timed),
+                bench,
+                request.policy,
+                tier=request.tier,
+                controls=list(selection.controls),
+                seed=request.seed,
+                out_of_time=lambda: time.monotonic() + bench.last_pair_s > deadline,
+                tell=tell,
+            ),
+            *verified,
+        ]
     result = TierResult(
         tier=request.tier,
         checks=tuple(checks),
@@ -235,8 +236,6 @@ def _verified_checks(replies: dict[str, Reply], tier: Tier) -> list[Check]:
     for name, reply in replies.items():
         if reply.status in {Status.VERIFIED_ONLY, Status.COUNTED}:
             verdict = Verdict.VERIFIED
-        elif reply.status is Status.NOT_MEASURED:
-            verdict = Verdict.NOT_MEASURED
         else:
             verdict = Verdict.WRONG if reply.status is Status.WRONG else Verdict.FAILED
         reason = reply.reason if verdict is not Verdict.FAILED else f"came to {reply.status}: {reply.reason}"

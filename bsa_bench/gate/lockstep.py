@@ -117,11 +117,10 @@ class LockstepBench:
             raise BenchError(f"{self._sides[0].label} cannot be started: {base.reason}")
         return base, head
 
-    def verify(self, names: Sequence[str], *, out_of_time: Callable[[], bool] = lambda: False) -> dict[str, Reply]:
+    def verify(self, names: Sequence[str]) -> dict[str, Reply]:
         """Verify cases that cannot be timed here, on the head alone, in a process of their own.
 
-        A process that dies ends the case that it was in; another one goes on with the rest. What is left when time is
-        up is NOT_MEASURED.
+        A process that dies ends the case that it was in; another one goes on with the rest.
         """
         head = self._sides[1]
         side = replace(head, variables=head.variables | {"TRITON_INTERPRET": "1"})
@@ -134,9 +133,6 @@ class LockstepBench:
                     return found | dict.fromkeys(pending, started)
                 while pending and process.is_alive:
                     name = pending.pop(0)
-                    if out_of_time():
-                        found[name] = Reply(status=Status.NOT_MEASURED, reason="no time was left for it")
-                        continue
                     self._tell(name)
                     found[name] = process.ask(Prepare(case=self._cases[name], verify=True))
         return found

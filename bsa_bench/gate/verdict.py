@@ -176,13 +176,18 @@ class TierResult(Line):
 
     @property
     def is_measured(self) -> bool:
-        """Whether any check says something of the code."""
-        return any(check.verdict.is_measured for check in self.checks)
+        """Whether any check says something of the code, which a control alone does not."""
+        return any(check.verdict.is_measured for check in self._own_checks)
 
     @property
     def measured_share(self) -> float:
-        """How many of the checks say something of the code, of all; 0 without any."""
-        return sum(check.verdict.is_measured for check in self.checks) / max(len(self.checks), 1)
+        """How many of the checks say something of the code, of all but controls; 0 without any."""
+        own = self._own_checks
+        return sum(check.verdict.is_measured for check in own) / max(len(own), 1)
+
+    @property
+    def _own_checks(self) -> list[Check]:
+        return [check for check in self.checks if not check.is_control]
 
     def count(self, verdict: Verdict) -> int:
         """How many checks came to a verdict."""
