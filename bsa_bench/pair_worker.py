@@ -115,7 +115,6 @@ class _Side:
         from bsa_bench.catalog import load_engine
         from bsa_bench.measure.passes import pass_call
         from bsa_bench.measure.sampling import PROTOCOLS, warm_up
-        from bsa_bench.measure.work import work_of
 
         assert self._device is not None
         assert self._timer is not None
@@ -133,18 +132,16 @@ class _Side:
             with_oracle=request.verify,
             qkv=self._qkv(case.workload),
         )
-        plan_digest = None
         if prepared.correctness is not None:
             correctness = correctness_of_pass(prepared.correctness, case)
             if not correctness.passed:
                 return Reply(status=Status.WRONG, reason=correctness.reason)
-            plan_digest = work_of(case, prepared.method, prepared.options, engine, prepared.state).plan_digest
         if prepared.fell_back:
             return Reply(status=Status.FELL_BACK, reason=prepared.fell_back)
         if not case.claims.timed:
-            return Reply(status=Status.COUNTED, plan_digest=plan_digest)
+            return Reply(status=Status.COUNTED)
         if reason := engine.untimed(self._device):
-            return Reply(status=Status.VERIFIED_ONLY, reason=reason, plan_digest=plan_digest)
+            return Reply(status=Status.VERIFIED_ONLY, reason=reason)
         call, times = pass_call(prepared.subject, case.passes), list[float]()
 
         def sample() -> float:
@@ -156,7 +153,7 @@ class _Side:
         self._current = _Current(case, prepared, call)
         if self._watch:
             self._watch.slowdown_ns()  # of the warm-up, which does not count
-        return Reply(seconds=statistics.median(times[len(times) // 2 :]), plan_digest=plan_digest)
+        return Reply(seconds=statistics.median(times[len(times) // 2 :]))
 
     def _qkv(self, workload: Workload) -> Mapping[str, Tensor]:
         from bsa_bench.inputs import make_qkv

@@ -169,11 +169,9 @@ def profiled_names(call: Callable[[], object], *, cuda: bool) -> tuple[set[str],
     from torch.autograd import DeviceType  # type: ignore[attr-defined]  # public, but missing from __all__
 
     if cuda:
-        from torch.profiler import ProfilerActivity, profile
+        from bsa_bench.measure.device_span import profiled_events
 
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-            call()
-        events = profiler.events() or []
+        events = profiled_events(call)
     else:
         # What the above is made of; it alone does not load torch's compiler, which takes 2 s.
         from torch.autograd.profiler import profile as profile_cpu

@@ -110,7 +110,7 @@ class _GroupRun:
         self.job, self.events = job, events
         self.started = time.monotonic()
         self.num_reported = 0
-        set_up_cpu(job.threads)
+        threads = set_up_cpu(job.threads)
         if job.device == "cpu" and is_interpreted(job.cases[0].engine):
             os.environ["TRITON_INTERPRET"] = "1"
         events.progress("starting")
@@ -121,7 +121,7 @@ class _GroupRun:
             import torch._dynamo
         self.device = torch.device(job.device)
         if job.device == "cpu":
-            torch.set_num_threads(set_up_cpu(job.threads))
+            torch.set_num_threads(threads)
 
     def run(self) -> None:
         """Prepare once, then measure and report each case; a failure is recorded and ends no other case by itself."""

@@ -4,50 +4,33 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from bsa_bench.cli.gate_app import BisectFlags
 from bsa_bench.cli.output import console, progress
 from bsa_bench.errors import EXIT_AMBIGUOUS, EXIT_OK, BenchError, UsageError
 from bsa_bench.gate.bisect import ABORT, Found, find_slower_revision, judge_here
 from bsa_bench.gate.policy import LEAST_CHANGE
-from bsa_bench.run.job import DeviceKind
 from bsa_bench.suite import load_suite, override
 from bsa_bench.suite.suggest import did_you_mean
 from bsa_bench.units import parse_share
 
 
-@dataclass(frozen=True, kw_only=True)
-class BisectFlags:
-    """The flags of `bsa-bench bisect`, as they were given."""
-
-    case: str
-    good: str
-    bad: str
-    overrides: Sequence[str]
-    suite: str
-    device: DeviceKind
-    threads: int
-    limit: str | None
-    as_json: bool
-
-
-def run_bisect_command(flags: BisectFlags) -> int:
+def run_bisect_command(case: str, flags: BisectFlags) -> int:
     """Bisect; returns the exit code: 0 where one revision was found, 7 where skipped ones leave several.
 
     Raises:
         UsageError: the case or a revision is not there, or the case is not slower.
         BenchError: git cannot bisect.
     """
-    suite = override(load_suite(flags.suite, device_kind=flags.device), flags.overrides)
-    cases = {case.case_id: case for case in suite.cases()}
-    if flags.case not in cases:
-        hint = did_you_mean(flags.case, list(cases))
-        raise UsageError(f"case {flags.case!r}: suite {flags.suite} has none of this id on {flags.device}{hint}")
+    suite = override(load_suite(flags.suite, device_kind=flags.device), flags.overrides or ())
+    cases = {each.case_id: each for each in suite.cases()}
+    if case not in cases:
+        hint = did_you_mean(case, list(cases))
+        raise UsageError(f"case {case!r}: suite {flags.suite} has none of this id on {flags.device}{hint}")
     with progress() as tell:
         found = find_slower_revision(
-            cases[flags.case],
+            cases[case],
             good=flags.good,
             bad=flags.bad,
             device=flags.device,
@@ -58,7 +41,7 @@ def run_bisect_command(flags: BisectFlags) -> int:
     if flags.as_json:
         print(found.model_dump_json(indent=1))
     else:
-        _print_found(found, flags)
+        _print_found(found, case)
     return EXIT_OK if found.commit else EXIT_AMBIGUOUS
 
 
@@ -76,7 +59,7 @@ def run_bisect_step(state: Path) -> int:
     return ABORT
 
 
-def _print_found(found: Found, flags: BisectFlags) -> None:
+def _print_found(found: Found, case: str) -> None:
     out = console()
     for step in found.steps:
         ratio = f"{step.ratio:.3f}x the time" if step.ratio is not None else "not measured"
@@ -86,10 +69,10 @@ def _print_found(found: Found, flags: BisectFlags) -> None:
     out.print(f"{len(found.steps)} revisions judged, {num_measured} of them measured", highlight=False)
     if found.commit is None:
         listed = ", ".join(each[:12] for each in found.candidates) or "those that were skipped"
-        out.print(f"{flags.case} got slower in one of: {listed}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{case} got slower in one of: {listed}", markup=False, highlight=False, soft_wrap=True)
         return
     out.print(
-        f"{flags.case} takes {found.ratio:.2f} times as long since {found.commit[:12]} {found.subject}",
+        f"{case} takes {found.ratio:.2f} times as long since {found.commit[:12]} {found.subject}",
         markup=False,
         highlight=False,
         soft_wrap=True,

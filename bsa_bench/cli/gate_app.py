@@ -1,4 +1,4 @@
-"""The verbs of comparison and their flags: gate, compare, noise, bisect. What they do is in `gate_command`."""
+"""The verbs of comparison and their flags: gate, compare, noise, bisect; what they do is imported when one runs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, TypeVar
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
-T = TypeVar("T")
+from bsa_bench.cli.flags import with_flags
 
 Overrides = Annotated[
     list[str] | None,
@@ -40,10 +41,143 @@ Paths = Annotated[
         "--path", metavar="DIR", help="In your own repository: a folder of packages of which each side has its own."
     ),
 ]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is measured.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List unchanged rows too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Results = Annotated[
     Path, typer.Option("--results", metavar="DIR", help="Folder of the runs.", envvar="BSA_BENCH_RESULTS")
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateFlags:
+    """The flags of `gate`, as they were given."""
+
+    overrides: Overrides = None
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", metavar="REV", help="A git revision, or triton==VERSION; default: the committed baselines."
+        ),
+    ] = None
+    tiers: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--tier", min=0, max=3, help="0 compiled code, 1 counters, 2 CPU, 3 GPU; repeatable; default: all."
+        ),
+    ] = None
+    suite: Suite = "quick"
+    archs: Annotated[
+        list[str] | None, typer.Option("--arch", metavar="ARCH", help="Tier 0: compile for these alone; repeat it.")
+    ] = None
+    kernels: Annotated[
+        list[str] | None,
+        typer.Option("--kernel", metavar="PATTERN", help="Tier 0: configurations such as attend-*; repeat it."),
+    ] = None
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="DIR", envvar="BSA_BENCH_CACHE", help="Where compiled code is kept."),
+    ] = None
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Tier 0: compilers at a time.")] = None
+    threads: Threads = 1
+    limit: Limit = None
+    budget: Budget = "7m"
+    call_limit: CallLimit = "0.5s"
+    measure_unchanged: Annotated[
+        bool,
+        typer.Option("--measure-unchanged", help="Time cases whose sources are the same, which tests the machine."),
+    ] = False
+    own_bench: OwnBench = False
+    paths: Paths = None
+    require_gpu: Annotated[bool, typer.Option("--require-gpu", help="Exit with 4 where tier 3 is not measured.")] = (
+        False
+    )
+    require_calibration: Annotated[
+        bool, typer.Option("--require-calibration", help="Exit with 6 where bsa-bench noise was not run here.")
+    ] = False
+    ambiguous: Annotated[
+        Literal["pass", "ambiguous", "fail"],
+        typer.Option(help="What cases that stay ambiguous come to: exit code 0, 7 or 1."),
+    ] = "pass"
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Write the baselines anew from these sources, for review; needs --reason.")
+    ] = False
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the baselines.")] = None
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write it for a pull request.")
+    ] = None
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML.")] = None
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the JSON document.")] = None
+    github: Annotated[bool, typer.Option("--github", help="Annotations and a step summary, inside GitHub Actions.")] = (
+        False
+    )
+    verbose: Verbose = False
+    baselines: Annotated[
+        Path, typer.Option("--baselines", metavar="DIR", help="Folder of the committed baselines.")
+    ] = Path("results/baselines")
+    noise: Noise = Path("results/noise")
+    seed: Seed = 0
+    as_json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareFlags:
+    """The flags of `compare`, as they were given."""
+
+    overrides: Overrides = None
+    run: Annotated[
+        str | None,
+        typer.Option("--run", metavar="RUN", help="A and B are implementations of this run, such as bsa@gather."),
+    ] = None
+    suite: Suite = "quick"
+    device: Device = "cpu"
+    threads: Threads = 1
+    limit: Limit = None
+    budget: Budget = "7m"
+    call_limit: CallLimit = "0.5s"
+    own_bench: OwnBench = False
+    paths: Paths = None
+    allow_other_environment: Annotated[
+        bool, typer.Option("--allow-other-environment", help="Show ratios of runs made elsewhere, without a verdict.")
+    ] = False
+    verbose: Verbose = False
+    results: Results = Path("results")
+    seed: Seed = 0
+    as_json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseFlags:
+    """The flags of `noise`, as they were given."""
+
+    overrides: Overrides = None
+    suite: Suite = "quick"
+    pairs: Annotated[int, typer.Option("--pairs", min=2, help="Pairs of processes of each case.")] = 8
+    device: Device = "cpu"
+    threads: Threads = 1
+    limit: Limit = None
+    call_limit: CallLimit = "0.5s"
+    max_detectable: Annotated[
+        str,
+        typer.Option("--max-detectable", metavar="SHARE", help="A gate here must find slow-downs of this size."),
+    ] = "15%"
+    noise: Noise = Path("results/noise")
+    seed: Seed = 0
+    as_json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BisectFlags:
+    """The flags of `bisect`, as they were given."""
+
+    good: Annotated[str, typer.Option("--good", metavar="REV", help="A revision that is fast.")]
+    bad: Annotated[str, typer.Option("--bad", metavar="REV", help="A later one that is slow.")] = "HEAD"
+    overrides: Overrides = None
+    suite: Suite = "quick"
+    device: Device = "cpu"
+    threads: Threads = 1
+    limit: Limit = None
+    as_json: Json = False
 
 
 def add_gate_verbs(app: typer.Typer) -> None:
@@ -55,228 +189,43 @@ def add_gate_verbs(app: typer.Typer) -> None:
     app.command(name="bisect-step", hidden=True)(bisect_step)
 
 
-def gate(
-    overrides: Overrides = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", metavar="REV", help="A git revision, or triton==VERSION; default: the committed baselines."
-        ),
-    ] = None,
-    tiers: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--tier", min=0, max=3, help="0 compiled code, 1 counters, 2 CPU, 3 GPU; repeatable; default: all."
-        ),
-    ] = None,
-    suite: Suite = "quick",
-    archs: Annotated[
-        list[str] | None, typer.Option("--arch", metavar="ARCH", help="Tier 0: compile for these alone; repeat it.")
-    ] = None,
-    kernels: Annotated[
-        list[str] | None,
-        typer.Option("--kernel", metavar="PATTERN", help="Tier 0: configurations such as attend-*; repeat it."),
-    ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option("--cache", metavar="DIR", envvar="BSA_BENCH_CACHE", help="Where compiled code is kept."),
-    ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Tier 0: compilers at a time.")] = None,
-    threads: Threads = 1,
-    limit: Limit = None,
-    budget: Budget = "7m",
-    call_limit: CallLimit = "0.5s",
-    measure_unchanged: Annotated[
-        bool,
-        typer.Option("--measure-unchanged", help="Time cases whose sources are the same, which tests the machine."),
-    ] = False,
-    own_bench: OwnBench = False,
-    paths: Paths = None,
-    require_gpu: Annotated[
-        bool, typer.Option("--require-gpu", help="Exit with 4 where tier 3 is not measured.")
-    ] = False,
-    require_calibration: Annotated[
-        bool, typer.Option("--require-calibration", help="Exit with 6 where bsa-bench noise was not run here.")
-    ] = False,
-    ambiguous: Annotated[
-        Literal["pass", "ambiguous", "fail"],
-        typer.Option(help="What cases that stay ambiguous come to: exit code 0, 7 or 1."),
-    ] = "pass",
-    accept: Annotated[
-        bool, typer.Option("--accept", help="Write the baselines anew from these sources, for review; needs --reason.")
-    ] = False,
-    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the baselines.")] = None,
-    markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write it for a pull request.")
-    ] = None,
-    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the JSON document.")] = None,
-    github: Annotated[
-        bool, typer.Option("--github", help="Annotations and a step summary, inside GitHub Actions.")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List unchanged rows too.")] = False,
-    baselines: Annotated[
-        Path, typer.Option("--baselines", metavar="DIR", help="Folder of the committed baselines.")
-    ] = Path("results/baselines"),
-    noise_folder: Noise = Path("results/noise"),
-    seed: Seed = 0,
-    json_: Json = False,
-) -> None:
+@with_flags(GateFlags)
+def gate(flags: GateFlags) -> None:
     """Fail if these sources are slower, wrong, or compile to worse code than the base; most of it needs no GPU."""
-    from bsa_bench.cli.gate_command import GateFlags, run_gate_command
+    from bsa_bench.cli.gate_command import run_gate_command
 
-    _end(
-        run_gate_command,
-        GateFlags(
-            overrides=overrides or [],
-            base=base,
-            tiers=tiers or [0, 1, 2, 3],
-            suite=suite,
-            archs=archs or [],
-            kernels=kernels or [],
-            cache=cache,
-            jobs=jobs,
-            threads=threads,
-            limit=limit,
-            budget=budget,
-            call_limit=call_limit,
-            measure_unchanged=measure_unchanged,
-            own_bench=own_bench,
-            paths=paths or [],
-            require_gpu=require_gpu,
-            require_calibration=require_calibration,
-            ambiguous=ambiguous,
-            accept=accept,
-            reason=reason,
-            markdown=markdown,
-            junit=junit,
-            out=out,
-            github=github,
-            verbose=verbose,
-            baselines=baselines,
-            noise=noise_folder,
-            seed=seed,
-            as_json=json_,
-        ),
-    )
+    _end(lambda: run_gate_command(flags))
 
 
+@with_flags(CompareFlags)
 def compare(
     base: Annotated[str, typer.Argument(metavar="A", help="A run, an implementation of --run, git:REV or `.`.")],
     head: Annotated[str, typer.Argument(metavar="B", help="The same kind; what is told is how B compares with A.")],
-    overrides: Overrides = None,
-    run: Annotated[
-        str | None,
-        typer.Option("--run", metavar="RUN", help="A and B are implementations of this run, such as bsa@gather."),
-    ] = None,
-    suite: Suite = "quick",
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where revisions are measured.")] = "cpu",
-    threads: Threads = 1,
-    limit: Limit = None,
-    budget: Budget = "7m",
-    call_limit: CallLimit = "0.5s",
-    own_bench: OwnBench = False,
-    paths: Paths = None,
-    allow_other_environment: Annotated[
-        bool, typer.Option("--allow-other-environment", help="Show ratios of runs made elsewhere, without a verdict.")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List unchanged rows too.")] = False,
-    results: Results = Path("results"),
-    seed: Seed = 0,
-    json_: Json = False,
+    flags: CompareFlags,
 ) -> None:
     """Compare two runs, two implementations of a run, or two revisions measured now, side by side."""
-    from bsa_bench.cli.compare_command import CompareFlags, run_compare_command
+    from bsa_bench.cli.compare_command import run_compare_command
 
-    _end(
-        run_compare_command,
-        CompareFlags(
-            base=base,
-            head=head,
-            overrides=overrides or [],
-            run=run,
-            suite=suite,
-            device=device,
-            threads=threads,
-            limit=limit,
-            budget=budget,
-            call_limit=call_limit,
-            own_bench=own_bench,
-            paths=paths or [],
-            allow_other_environment=allow_other_environment,
-            verbose=verbose,
-            results=results,
-            seed=seed,
-            as_json=json_,
-        ),
-    )
+    _end(lambda: run_compare_command(base, head, flags))
 
 
-def noise(
-    overrides: Overrides = None,
-    suite: Suite = "quick",
-    pairs: Annotated[int, typer.Option("--pairs", min=2, help="Pairs of processes of each case.")] = 8,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What is calibrated.")] = "cpu",
-    threads: Threads = 1,
-    limit: Limit = None,
-    call_limit: CallLimit = "0.5s",
-    max_detectable: Annotated[
-        str,
-        typer.Option("--max-detectable", metavar="SHARE", help="A gate here must find slow-downs of this size."),
-    ] = "15%",
-    noise_folder: Noise = Path("results/noise"),
-    seed: Seed = 0,
-    json_: Json = False,
-) -> None:
+@with_flags(NoiseFlags)
+def noise(flags: NoiseFlags) -> None:
     """Measure these sources against themselves: what noise this machine makes, and what a gate on it can find."""
-    from bsa_bench.cli.compare_command import NoiseFlags, run_noise_command
+    from bsa_bench.cli.noise_command import run_noise_command
 
-    _end(
-        run_noise_command,
-        NoiseFlags(
-            overrides=overrides or [],
-            suite=suite,
-            pairs=pairs,
-            device=device,
-            threads=threads,
-            limit=limit,
-            call_limit=call_limit,
-            max_detectable=max_detectable,
-            noise=noise_folder,
-            seed=seed,
-            as_json=json_,
-        ),
-    )
+    _end(lambda: run_noise_command(flags))
 
 
+@with_flags(BisectFlags)
 def bisect(
     case: Annotated[str, typer.Argument(metavar="CASE", help="A case id of the suite, as the gate names it.")],
-    good: Annotated[str, typer.Option("--good", metavar="REV", help="A revision that is fast.")],
-    bad: Annotated[str, typer.Option("--bad", metavar="REV", help="A later one that is slow.")] = "HEAD",
-    overrides: Overrides = None,
-    suite: Suite = "quick",
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where revisions are measured.")] = "cpu",
-    threads: Threads = 1,
-    limit: Limit = None,
-    json_: Json = False,
+    flags: BisectFlags,
 ) -> None:
     """Find the first revision since which a case is slower, by `git bisect run`."""
-    from bsa_bench.cli.bisect_command import BisectFlags, run_bisect_command
+    from bsa_bench.cli.bisect_command import run_bisect_command
 
-    _end(
-        run_bisect_command,
-        BisectFlags(
-            case=case,
-            good=good,
-            bad=bad,
-            overrides=overrides or [],
-            suite=suite,
-            device=device,
-            threads=threads,
-            limit=limit,
-            as_json=json_,
-        ),
-    )
+    _end(lambda: run_bisect_command(case, flags))
 
 
 def bisect_step(
@@ -285,15 +234,15 @@ def bisect_step(
     """Judge the revision that is checked out here; `git bisect run` calls it."""
     from bsa_bench.cli.bisect_command import run_bisect_step
 
-    _end(run_bisect_step, state)
+    _end(lambda: run_bisect_step(state))
 
 
-def _end(command: Callable[[T], int], argument: T) -> NoReturn:
+def _end(command: Callable[[], int]) -> NoReturn:
     """End with the exit code of a command; SIGTERM ends it as Ctrl-C does, so that no process or folder is left."""
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
     try:
-        raise typer.Exit(command(argument))
+        raise typer.Exit(command())
     except KeyboardInterrupt:
         print("bsa-bench: interrupted", file=sys.stderr)
         raise

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
+from bsa_bench.cli.gate_app import GateFlags
 from bsa_bench.cli.output import command_line, console, progress
 from bsa_bench.errors import EXIT_OK, UsageError
 from bsa_bench.gate.run import GateRequest, accept, run_gate
@@ -19,41 +18,6 @@ from bsa_bench.gate.verdict import Tier
 from bsa_bench.static.config import ARCH_NAMES, ArchName
 from bsa_bench.suite.suggest import did_you_mean
 from bsa_bench.units import parse_duration, parse_share
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateFlags:
-    """The flags of `bsa-bench gate`, as they were given."""
-
-    overrides: Sequence[str]
-    base: str | None
-    tiers: Sequence[int]
-    suite: str
-    archs: Sequence[str]
-    kernels: Sequence[str]
-    cache: Path | None
-    jobs: int | None
-    threads: int
-    limit: str | None
-    budget: str
-    call_limit: str
-    measure_unchanged: bool
-    own_bench: bool
-    paths: Sequence[Path]
-    require_gpu: bool
-    require_calibration: bool
-    ambiguous: Literal["pass", "ambiguous", "fail"]
-    accept: bool
-    reason: str | None
-    markdown: Path | None
-    junit: Path | None
-    out: Path | None
-    github: bool
-    verbose: bool
-    baselines: Path
-    noise: Path
-    seed: int
-    as_json: bool
 
 
 def run_gate_command(flags: GateFlags) -> int:
@@ -67,26 +31,27 @@ def run_gate_command(flags: GateFlags) -> int:
         raise UsageError("--accept: needs --reason TEXT, which is kept in the baselines for whoever reads them")
     if flags.reason and not flags.accept:
         raise UsageError("--reason: got it without --accept")
-    if flags.require_gpu and 3 not in flags.tiers:
+    tiers = cast("tuple[Tier, ...]", tuple(sorted(set(flags.tiers or (0, 1, 2, 3)))))
+    if flags.require_gpu and 3 not in tiers:
         raise UsageError("--require-gpu: tier 3 is not among --tier, so that it would never be measured")
-    if flags.require_calibration and not {2, 3} & set(flags.tiers):
+    if flags.require_calibration and not {2, 3} & set(tiers):
         raise UsageError("--require-calibration: only tiers 2 and 3 are calibrated, expected one of them among --tier")
     if flags.github and not os.environ.get(SUMMARY_VARIABLE):
         raise UsageError(f"--github: {SUMMARY_VARIABLE} is not set, expected a step of a GitHub workflow")
     check_outputs(json_path=flags.out, markdown_path=flags.markdown, junit_path=flags.junit)
     request = GateRequest(
-        tiers=cast("tuple[Tier, ...]", tuple(sorted(set(flags.tiers)))),
+        tiers=tiers,
         base=flags.base,
         own_bench=flags.own_bench,
-        paths=flags.paths,
+        paths=flags.paths or (),
         baselines=flags.baselines,
         noise=flags.noise,
-        archs=_archs(flags.archs),
-        kernels=flags.kernels,
+        archs=_archs(flags.archs or ()),
+        kernels=flags.kernels or (),
         cache=flags.cache,
         jobs=flags.jobs,
         suite=flags.suite,
-        overrides=flags.overrides,
+        overrides=flags.overrides or (),
         threads=flags.threads,
         budget_s=parse_duration(flags.budget),
         call_limit_s=parse_duration(flags.call_limit),

@@ -24,7 +24,7 @@ def limits(out: Path | None, *, as_json: bool) -> int:
     import torch
 
     if out is not None:
-        check_place(out)
+        check_place(out, flag="--out")
     if not torch.cuda.is_available():
         print("torch sees no NVIDIA GPU here, so nothing can be measured", file=sys.stderr)
         return EXIT_NOTHING_MEASURED
@@ -48,7 +48,7 @@ def limits(out: Path | None, *, as_json: bool) -> int:
     if as_json:
         print(document.model_dump_json(indent=1))
     if out is not None:
-        write_whole(out, document.model_dump_json(indent=1) + "\n")
+        write_whole(out, document.model_dump_json(indent=1) + "\n", flag="--out")
         print(f"limits: {out}; use them with bsa-bench static --limits {out}", file=sys.stderr)
     return EXIT_OK
 

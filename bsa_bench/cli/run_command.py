@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from bsa_bench.catalog import check_implementations, unsupported_case
+from bsa_bench.cli.output import command_line
 from bsa_bench.errors import EXIT_OK, UsageError
 from bsa_bench.inputs import check_input
 from bsa_bench.measure.choice import choose_timer
-from bsa_bench.result import CacheChoice, Case, Environment, TimerChoice
+from bsa_bench.result import CacheChoice, Case, TimerChoice
 from bsa_bench.run import DeviceModel, RunOutcome, RunSettings, execute, make_progress, plan_run
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.probe import probe, question_of
@@ -84,8 +85,8 @@ def run_suite(request: RunRequest) -> int:
     settings = RunSettings(
         suite=suite.name,
         suite_title=suite.title,
-        command=tuple(_command(sys.argv)),
-        device=_device_model(found.environment),
+        command=tuple(command_line()),
+        device=DeviceModel.of(found.environment),
         profile=profile,
         num_processes=request.processes or suite.num_processes or NUM_PROCESSES[profile],
         seed=request.seed,
@@ -156,15 +157,6 @@ def _check_workload(workload: Workload, suite: Suite) -> None:
         raise type(error)(f"suite {suite.name}: {error}") from None
 
 
-def _device_model(environment: Environment) -> DeviceModel:
-    if environment.device_kind == "cuda":
-        memory = environment.device_details["memory_bytes"]
-        assert isinstance(memory, int)
-        return DeviceModel.cuda(name=environment.device_name, memory_bytes=memory)
-    threads = environment.cpu["threads"]
-    return DeviceModel.cpu(threads=threads if isinstance(threads, int) else None)
-
-
 def _open_writer(request: RunRequest, suite: Suite) -> RunWriter:
     if not request.resume:
         return RunWriter.create(request.results, request.run_id or default_run_id(suite.name))
@@ -229,8 +221,3 @@ def _dry_run(
     each = f" in {settings.num_processes} processes each" * (settings.num_processes > 1)
     print(f"{runs} of {len(rows)} cases would run{each}, about {format_seconds(total)} (predicted, not measured)")
     return EXIT_OK
-
-
-def _command(argv: Sequence[str]) -> list[str]:
-    """What the user typed, without the path to it."""
-    return ["bsa-bench", *argv[1:]]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from bsa_bench.cli.flags import with_flags
 from bsa_bench.errors import UsageError
 
 static_app = typer.Typer(
@@ -81,21 +79,7 @@ class Request:
     ] = Path("results")
 
 
-def _with_request(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the flags of `Request` beside its own parameters; it gets them as `request`."""
-    own, shared = inspect.signature(command, eval_str=True), inspect.signature(Request, eval_str=True)
-
-    @functools.wraps(command)
-    def wrapped(**values: Any) -> None:
-        flags = {name: values.pop(name) for name in shared.parameters}
-        command(request=Request(**flags), **values)
-
-    parameters = [*(p for name, p in own.parameters.items() if name != "request"), *shared.parameters.values()]
-    wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    )
-    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapped
+_with_request = with_flags(Request, "request")
 
 
 @static_app.callback()

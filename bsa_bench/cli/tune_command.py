@@ -63,7 +63,7 @@ def tune(request: TuneRequest, *, look: Callable[[], Environment] | None = None)
     kept_rows = _numbers("--kept-rows", request.kept_rows, KEPT_ROWS)
     tokens = _numbers("--tokens", request.tokens, None)
     if not request.dry_run:
-        check_place(request.out)
+        check_place(request.out, flag="--out")
     environment = look() if look else probe({}, device=None, threads=None).environment
     own = _arch_of(environment)
     if own is None and not request.dry_run:
@@ -103,7 +103,7 @@ def _finish(out: Path, found: Search, arch: ArchName, origin: Origin, tokens: Se
     if counts["OK"]:
         before = table_in_force()
         after = tuned_table(found.outcomes, before, arch=arch, origin=origin)
-        write_whole(out, format_table(after.entries, head=_head(found, arch, origin, tokens)))
+        write_whole(out, format_table(after.entries, head=_head(found, arch, origin, tokens)), flag="--out")
         _print_changes(before, after.entries)
         print("".join(f"{note}\n" for note in after.notes), end="")
         print(f"table: {out}; use it with {ENVIRONMENT}={out.absolute()}")

@@ -2,7 +2,8 @@
 
 A benchmark is what has one name but several lengths: an implementation with its options, a pass, a shape, an input. Its
 one parameter is the length; its version a digest of the rest, so that asv compares only what was measured alike. The
-folder holds a history: a run is added to what is there, cell by cell.
+folder holds a history: a run is added to what is there, cell by cell. The date in a results file, for asv that of the
+commit, is that of the last case: a run knows its commit's name and no more.
 """
 
 from __future__ import annotations

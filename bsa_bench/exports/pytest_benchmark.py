@@ -142,4 +142,4 @@ def _ratio(ratio: Ratio | None) -> dict[str, float] | None:
 
 def _clocks(state: DeviceState | None) -> dict[str, Any]:
     names = ("sm_clock_hz", "memory_clock_hz", "power_w", "temperature_c")
-    return {name: getattr(state, name, None) for name in names}
+    return {name: getattr(state, name) if state else None for name in names}

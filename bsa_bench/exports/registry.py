@@ -122,15 +122,16 @@ def export_run(run_path: str | Path, *, to: str, out: str | Path) -> Exported:
         StoreError: there is no readable run, or `out` cannot be written.
         NothingMeasuredError: no row is left to write.
     """
-    from bsa_bench.exports.rows import measured_rows, status_words
+    from bsa_bench.exports.rows import measured_rows
+    from bsa_bench.store.derive import derive
     from bsa_bench.store.reader import read_run
 
     if to not in FORMATS:
         raise UsageError(f"export format: got {to!r}, expected one of {', '.join(FORMATS)}")
     chosen, run, target = FORMATS[to], read_run(run_path), Path(out)
-    words = status_words(run)
-    rows = [] if chosen.holds_all else measured_rows(run)
-    left_out = {} if chosen.holds_all else {word: count for word, count in Counter(words).items() if word != "OK"}
+    derived = derive(run.latest())
+    rows = [] if chosen.holds_all else measured_rows(run, derived)
+    left_out = {} if chosen.holds_all else dict(Counter(row.status_word for row in derived if not row.is_correct))
     if not rows and not chosen.holds_all:
         raise NothingMeasuredError(
             f"run {run.run_id}: nothing to export to {to}, no row has a verified latency "
@@ -140,7 +141,7 @@ def export_run(run_path: str | Path, *, to: str, out: str | Path) -> Exported:
         chosen.write(rows, run, target)
     except OSError as error:
         raise StoreError(f"{target}: cannot be written: {error.strerror or error}") from error
-    return Exported(target, len(words) if chosen.holds_all else len(rows), left_out)
+    return Exported(target, len(derived) if chosen.holds_all else len(rows), left_out)
 
 
 def _by_status(counts: dict[str, int]) -> str:

@@ -108,13 +108,17 @@ class ExportRow:
         return axes
 
 
-def measured_rows(run: Run) -> list[ExportRow]:
+def measured_rows(run: Run, derived: Sequence[Row] | None = None) -> list[ExportRow]:
     """Take the rows with a verified latency, in the order of execution.
+
+    Args:
+        run: what was measured.
+        derived: all rows of it, where they were derived already.
 
     Raises:
         StoreError: a row's environment is described nowhere in the run, or two cases have one name.
     """
-    rows = [_export_row(run, row) for row in derive(run.latest()) if row.is_correct]
+    rows = [_export_row(run, row) for row in (derive(run.latest()) if derived is None else derived) if row.is_correct]
     hashes: dict[str, str] = {}
     for row in rows:
         case_hash = row.row.result.case_hash
@@ -126,11 +130,6 @@ def measured_rows(run: Run) -> list[ExportRow]:
     return rows
 
 
-def status_words(run: Run) -> list[str]:
-    """How each case of the run ended: its status, or `unverified`; only what is `OK` is exported."""
-    return [row.status_word for row in derive(run.latest())]
-
-
 def _export_row(run: Run, row: Row) -> ExportRow:
     environment = environment_of(run, row.result)
     if environment is None:
@@ -138,7 +137,7 @@ def _export_row(run: Run, row: Row) -> ExportRow:
             f"{run.path}: case {row.result.case_id} was measured in the environment {row.result.env_hash}, "
             "which no run line describes"
         )
-    return ExportRow(row, environment, [each.timing.samples for each in row.processes if each.timing])
+    return ExportRow(row, environment, [timing.samples for timing in row.timings])
 
 
 def _text(value: object) -> str:

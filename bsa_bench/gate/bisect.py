@@ -23,9 +23,10 @@ from pydantic import PositiveInt
 from bsa_bench.errors import BenchError, StoreError, UsageError
 from bsa_bench.gate.lockstep import WORKER_COMMAND, LockstepBench, LockstepSettings, PairSide
 from bsa_bench.gate.pair_process import own_paths
-from bsa_bench.gate.policy import Policy
+from bsa_bench.gate.policy import policy_for
+from bsa_bench.gate.sides import revision_of
 from bsa_bench.gate.two_stage import decide
-from bsa_bench.gate.verdict import Check, Verdict
+from bsa_bench.gate.verdict import Check, Verdict, tier_of
 from bsa_bench.result import Case, Line
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.sources import sources_digest
@@ -36,6 +37,8 @@ GOOD, BAD, SKIP, ABORT = 0, 1, 125, 255
 """What `git bisect run` makes of a step's exit code; anything else from 1 to 127 is bad too."""
 _GRACE_S = 5.0
 Judgement = Literal["good", "bad", "skipped"]
+_JUDGEMENTS: dict[Verdict, Judgement] = {Verdict.SLOWER: "bad", Verdict.SAME: "good", Verdict.FASTER: "good"}
+"""What else a revision comes to says nothing of its speed."""
 _CODES: dict[Judgement, int] = {"good": GOOD, "bad": BAD, "skipped": SKIP}
 
 
@@ -113,7 +116,7 @@ def find_slower_revision(
         BenchError: git cannot bisect, or a step failed.
     """
     here = Path.cwd()
-    good, bad = good.removeprefix("git:"), bad.removeprefix("git:")
+    good, bad = revision_of(good), revision_of(bad)
     _, bad_commit = (
         _git(here, "rev-parse", "--verify", f"{name}^{{commit}}", what=f"revision {name!r}") for name in (good, bad)
     )
@@ -194,9 +197,7 @@ def _judge(state: State, tree: Path, commit: str) -> Step:
         why = f"its sources are those of {known.commit[:12]}"
         return known.model_copy(update={"commit": commit, "reason": why})
     check = _measure(state, kernels, commit[:12])
-    judgement: Judgement = "bad" if check.verdict is Verdict.SLOWER else "good"
-    if check.pairs is None or check.verdict is Verdict.AMBIGUOUS:
-        judgement = "skipped"
+    judgement = _JUDGEMENTS.get(check.verdict, "skipped")
     return Step(
         commit=commit,
         judgement=judgement,
@@ -213,7 +214,9 @@ def _measure(state: State, kernels: Path, label: str) -> Check:
         head=PairSide(label=label, first_paths=(kernels,), command=state.worker_command),
         settings=LockstepSettings(device=state.device, threads=state.threads, logs=Path(state.logs)),
     )
-    (check,) = decide([state.case.case_id], bench, Policy(limit=state.limit), tier=2 if state.device == "cpu" else 3)
+    (check,) = decide(
+        [state.case.case_id], bench, policy_for(state.device, limit=state.limit), tier=tier_of(state.device)
+    )
     return check
 
 

@@ -13,7 +13,7 @@ from statistics import median
 
 from bsa_bench.errors import UsageError
 from bsa_bench.gate.policy import Policy
-from bsa_bench.gate.verdict import Check, Pairs, Tier, Verdict
+from bsa_bench.gate.verdict import Check, Pairs, Tier, Verdict, tier_of
 from bsa_bench.result import Case, Result, Status, worst_status
 from bsa_bench.run.resume import environment_changes
 from bsa_bench.stats.pairs import detectable_effect
@@ -73,7 +73,7 @@ def compare_runs(base: Run, head: Run, policy: Policy, *, allow_other_environmen
     ours, theirs = measured_of(base), measured_of(head)
     if not ours.keys() & theirs.keys():
         raise UsageError(f"{base.run_id} and {head.run_id}: have no case in common, so there is nothing to compare")
-    tier: Tier = 3 if after.device_kind == "cuda" else 2
+    tier = tier_of(after.device_kind)
     checks = [_check(each.case.case_id, ours.get(key), each, policy, tier) for key, each in theirs.items()]
     checks += [_check(each.case.case_id, each, None, policy, tier) for key, each in ours.items() if key not in theirs]
     if differences:
@@ -99,7 +99,7 @@ def compare_implementations(run: Run, base: str, head: str, policy: Policy) -> l
             there = ", ".join(sorted({each.case.implementation for each in everything}))
             raise UsageError(f"implementation {name!r}: run {run.run_id} has none of it, it has {there}")
         sides.append(found)
-    tier: Tier = 3 if run.environment.device_kind == "cuda" else 2
+    tier = tier_of(run.environment.device_kind)
     checks = []
     for after in sides[1]:
         matching = [each for each in sides[0] if _cohort(each.case) == _cohort(after.case)]
@@ -118,7 +118,7 @@ def sentence(checks: Iterable[Check], base: str, head: str) -> str:
 
     The half-width is of the interval of the one case, or that of the mean of the logs over the cases' intervals.
     """
-    pairs = [check.pairs for check in checks if check.pairs is not None and not check.is_control]
+    pairs = [c.pairs for c in checks if c.pairs is not None and not c.is_control and c.verdict.is_measured]
     if not pairs:
         return f"{head} and {base}: nothing was measured of both"
     ratios = [each.ratio for each in pairs]
@@ -174,7 +174,9 @@ def _judge(pairs: Pairs, num_processes: int, policy: Policy) -> tuple[Verdict, s
     bound = math.log1p(pairs.limit)
     if pairs.p is not None and pairs.p < policy.significance and abs(math.log(pairs.ratio)) > bound:
         return (Verdict.SLOWER if pairs.ratio > 1 else Verdict.FASTER), None
-    if pairs.low and pairs.high and -bound <= math.log(pairs.low) and math.log(pairs.high) <= bound:
+    # What scatters more is not the same within more.
+    same_within = math.log1p(policy.limit)
+    if pairs.low and pairs.high and -same_within <= math.log(pairs.low) and math.log(pairs.high) <= same_within:
         return Verdict.SAME, None
     return Verdict.AMBIGUOUS, "the processes tell no more"
 

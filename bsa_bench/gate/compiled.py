@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pydantic import JsonValue
-
 from bsa_bench.gate.compiled_baseline import Baseline, read_baseline
 from bsa_bench.gate.compiled_compare import compare_compiled
 from bsa_bench.gate.compiled_figures import CompiledFigures, Key, figures_of
-from bsa_bench.gate.verdict import Check, TierResult, Verdict
+from bsa_bench.gate.verdict import TierResult
 from bsa_bench.static.analyse import Analysis, analyse
 from bsa_bench.static.compile import Compiled, Failure, Settings, compile_all, default_cache
 from bsa_bench.static.config import ARCH_NAMES, ArchName, KernelConfig
@@ -90,21 +88,6 @@ def run_compiled_tier(
     return result.model_copy(update={"wall_s": time.monotonic() - started}), after.figures
 
 
-def drift_table(checks: Sequence[Check]) -> str:
-    """What moved from one toolchain to another, as Markdown: a row for each configuration with other code."""
-    moved = [check for check in checks if check.verdict is not Verdict.UNCHANGED]
-    lines = [f"{len(checks) - len(moved)} of {len(checks)} compilations have the same code."]
-    if moved:
-        lines += ["", "| configuration | arch | verdict | figures that moved |", "|---|---|---|---|"]
-    for check in moved:
-        figures = [f"{each.metric} {_value(each.base)} -> {_value(each.head)}" for each in check.changes]
-        figures = [f"**{f}**" if c.severity == "fail" else f for c, f in zip(check.changes, figures, strict=True)]
-        told = "; ".join(figures) or check.reason or ""
-        cells = (f"`{check.name}`", check.where, check.verdict, told)
-        lines.append("| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def _build(
     base: str | Path,
     head: str,
@@ -176,7 +159,3 @@ def _notes(base: _Built, head: _Built, baseline: Baseline | None) -> tuple[str, 
         what = f"{base.label}, {commit}, Triton {made.triton}, accepted {made.utc}: {made.reason}"
         return (f"base: {what}", f"head: {head.label}, Triton {head.triton or 'unknown'}", _NO_LINES)
     return tuple(f"{s}: {b.label}, Triton {b.triton or 'unknown'}" for s, b in (("base", base), ("head", head)))
-
-
-def _value(value: JsonValue) -> str:
-    return "none" if value is None else str(value)

@@ -1,39 +1,29 @@
-"""The reviewed file of what kernels compiled to: one configuration on a line, so that a diff of it reads well."""
+"""The reviewed file of what kernels compiled to: one configuration on a line."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import model_validator
 
-from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.errors import UsageError
+from bsa_bench.gate.baseline_file import Origin, read_items, write_items
 from bsa_bench.gate.compiled_figures import CompiledFigures
 from bsa_bench.result import Line
 from bsa_bench.static.config import ARCH_NAMES
-from bsa_bench.store.whole_file import write_whole
-
-BASELINE = Path("results/baselines/compiled.json")
 
 
-class Provenance(Line):
+class Provenance(Origin):
     """Where a baseline comes from.
 
     Args:
-        commit, dirty: of the sources, and whether they differed from it; null outside a checkout.
-        utc: when it was accepted.
         triton: the version that compiled; figures of another do not compare with it.
-        reason: why it was accepted, for who reads the file later.
     """
 
-    commit: str | None
-    dirty: bool | None
-    utc: str
     triton: str
-    reason: str = Field(min_length=1)
 
 
 class Baseline(Line):
@@ -69,19 +59,7 @@ def write_baseline(path: Path, figures: Sequence[CompiledFigures], provenance: P
     if not any(each.code for each in figures):
         raise UsageError(f"baseline: {path}: expected compiled configurations, got none")
     ordered = tuple(sorted(figures, key=lambda each: (each.name, ARCH_NAMES.index(each.arch))))
-    try:
-        baseline = Baseline(provenance=provenance, configurations=ordered)
-    except ValidationError as error:
-        raise UsageError(f"baseline: {path}: {_first(error)}") from error
-    content = baseline.model_dump(mode="json")
-    rows = content.pop("configurations")
-    head = "".join(f"{json.dumps(key)}: {_line(value)},\n" for key, value in content.items())
-    body = ",\n".join(map(_line, rows))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"baseline: {path.parent}: {error.strerror}") from error
-    write_whole(path, f'{{\n{head}"configurations": [\n{body}\n]\n}}\n')
+    write_items(path, lambda: Baseline(provenance=provenance, configurations=ordered), items="configurations")
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -90,21 +68,4 @@ def read_baseline(path: Path) -> Baseline:
     Raises:
         UsageError: it is not there or is none; names what was expected.
     """
-    try:
-        return Baseline.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"baseline: {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"baseline: {path}: expected JSON in UTF-8, got: {error}") from error
-    except ValidationError as error:
-        raise UsageError(f"baseline: {path}: expected a baseline of compiled code, got: {_first(error)}") from error
-
-
-def _line(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]
+    return read_items(path, Baseline, what="compiled code")

@@ -7,7 +7,6 @@ tensors goes the whole way of one on a GPU and computes nothing.
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bsa_bench.gate.counters_record import HostCost, Launch
+from bsa_bench.measure.sampling import collector_at_rest
 from bsa_bench.workload import short_digest
 
 _OWN = ("bsa_kernels", "bsa_bench")
@@ -152,7 +152,7 @@ def count_python_calls(call: Callable[[], object]) -> dict[str, int]:
             package = module.partition(".")[0]
             found[module if package in _OWN else package] += 1
 
-    with _quiet_collector():
+    with collector_at_rest():
         sys.setprofile(note)
         try:
             call()
@@ -165,7 +165,7 @@ def profile_torch(call: Callable[[], object]) -> tuple[dict[str, int], int]:
     """The torch operators of a call by name, nested ones included, and the peak of what it allocates on the CPU."""
     from torch.autograd.profiler import profile
 
-    with _quiet_collector(), profile(use_kineto=True, profile_memory=True) as profiler:
+    with collector_at_rest(), profile(use_kineto=True, profile_memory=True) as profiler:
         result = call()
         del result
     assert profiler.kineto_results is not None
@@ -177,18 +177,6 @@ def profile_torch(call: Callable[[], object]) -> tuple[dict[str, int], int]:
             allocated += event.nbytes()
             peak = max(peak, allocated)
     return dict(sorted(ops.items())), peak
-
-
-@contextmanager
-def _quiet_collector() -> Iterator[None]:
-    """No garbage collection meanwhile, whose finalisers are calls too."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _zeroed(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +24,7 @@ from bsa_bench.gate.counters_record import CaseCounters, Counted, Request, Versi
 from bsa_bench.gate.counters_rules import compare_counters
 from bsa_bench.gate.verdict import TierResult
 from bsa_bench.result import Case
+from bsa_bench.static.sides import fits
 from bsa_bench.static.toolchain import revision_sources
 from bsa_bench.suite import load_suite
 
@@ -64,12 +64,12 @@ def counter_cases(only: Sequence[str] = ()) -> list[Case]:
     """
     cases = load_suite(str(SUITE), device_kind="cpu").cases()
     for pattern in only:
-        if not any(fnmatchcase(name_of(case), pattern) for case in cases):
+        if not any(fits(name_of(case), [pattern]) for case in cases):
             known = ", ".join(dict.fromkeys(case.implementation for case in cases))
             raise UsageError(
                 f"counters: {pattern!r} fits no case, expected a pattern of names such as 'bsa@triton/*'; of {known}"
             )
-    return [case for case in cases if _fits(name_of(case), only)]
+    return [case for case in cases if fits(name_of(case), only)]
 
 
 def count(
@@ -151,7 +151,7 @@ def run_counters_tier(
         return TierResult(tier=1, reason=str(error), wall_s=time.monotonic() - started), head
     others: list[str] = []
     if baseline is not None:
-        before = [case for case in baseline.cases if _fits(case.name, only)]
+        before = [case for case in baseline.cases if fits(case.name, only)]
         others = baseline.provenance.versions.differing(Versions.installed())
     notes = (f"host costs are not compared: base and head have {'; '.join(others)}",) if others else ()
     checks = compare_counters(before, head, with_host=not others)
@@ -197,10 +197,6 @@ def _count_revision(revision: str, cases: Sequence[Case], limit_s: float) -> lis
             return count([folder / "kernels"], cases=cases, limit_s=limit_s)
         except CountingError as error:
             raise CountingError(f"revision {revision}: {error}") from error
-
-
-def _fits(name: str, only: Sequence[str]) -> bool:
-    return not only or any(fnmatchcase(name, pattern) for pattern in only)
 
 
 def _last_words(log: str) -> str:

@@ -1,40 +1,32 @@
-"""The reviewed file of counters: one case on a line, so that a diff of it reads well."""
+"""The reviewed file of counters: one case on a line."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import model_validator
 
-from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.errors import UsageError
+from bsa_bench.gate.baseline_file import Origin, read_items, write_items
 from bsa_bench.gate.counters_record import CaseCounters, Versions
 from bsa_bench.result import Line
-from bsa_bench.store.whole_file import write_whole
 
 
-class CountersProvenance(Line):
+class CountersProvenance(Origin):
     """Where a baseline comes from.
 
     Args:
-        commit, dirty: of the sources, and whether they differed from it; null outside a checkout.
-        utc: when it was accepted.
         versions: of what host costs depend on.
-        reason: why it was accepted, for who reads the file later.
     """
 
-    commit: str | None
-    dirty: bool | None
-    utc: str
     versions: Versions
-    reason: str = Field(min_length=1)
 
     @classmethod
-    def now(cls, commit: str | None, *, utc: str, reason: str, dirty: bool | None = False) -> CountersProvenance:
-        """Of what is counted with the installed versions."""
-        return cls(commit=commit, dirty=dirty, utc=utc, versions=Versions.installed(), reason=reason)
+    def now(cls, commit: str | None, *, utc: str, reason: str) -> CountersProvenance:
+        """Of what is counted of a commit as it is, with the installed versions."""
+        return cls(commit=commit, dirty=False, utc=utc, versions=Versions.installed(), reason=reason)
 
 
 class CountersBaseline(Line):
@@ -64,18 +56,10 @@ def write_counters(path: Path, cases: Sequence[CaseCounters], provenance: Counte
     """
     if not cases:
         raise UsageError(f"baseline: {path}: expected counted cases, got none")
-    try:
-        baseline = CountersBaseline(provenance=provenance, cases=tuple(cases))
-    except ValidationError as error:
-        raise UsageError(f"baseline: {path}: {_first(error)}") from error
-    content = baseline.model_dump(mode="json", exclude={"cases"})
-    head = "".join(f"{json.dumps(key)}: {_line(value)},\n" for key, value in content.items())
-    body = ",\n".join(_line(case.model_dump(mode="json", exclude_defaults=True)) for case in baseline.cases)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"baseline: {path.parent}: {error.strerror}") from error
-    write_whole(path, f'{{\n{head}"cases": [\n{body}\n]\n}}\n')
+    whole = tuple(cases)
+    write_items(
+        path, lambda: CountersBaseline(provenance=provenance, cases=whole), items="cases", exclude_defaults=True
+    )
 
 
 def read_counters(path: Path) -> CountersBaseline:
@@ -84,21 +68,4 @@ def read_counters(path: Path) -> CountersBaseline:
     Raises:
         UsageError: it is not there or is none; names what was expected.
     """
-    try:
-        return CountersBaseline.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"baseline: {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"baseline: {path}: expected JSON in UTF-8, got: {error}") from error
-    except ValidationError as error:
-        raise UsageError(f"baseline: {path}: expected a baseline of counters, got: {_first(error)}") from error
-
-
-def _line(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]
+    return read_items(path, CountersBaseline, what="counters")

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bsa_bench.catalog import check_implementations, unsupported_case
 from bsa_bench.gate.lockstep import CPU_VARIABLES, LockstepBench, LockstepSettings, PairSide
 from bsa_bench.gate.policy import Policy
+from bsa_bench.gate.sides import not_held, run_the_same
 from bsa_bench.gate.two_stage import decide
-from bsa_bench.gate.verdict import Check, Tier, TierResult, Verdict
+from bsa_bench.gate.verdict import Check, Tier, TierResult, Verdict, tier_of
 from bsa_bench.result import Case, Environment, Status
 from bsa_bench.run.estimate import compiles_at_first_call, is_interpreted
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.pair_job import Reply
 from bsa_bench.run.probe import probe, question_of
-from bsa_bench.run.sources import sources_digest
 from bsa_bench.suite import load_suite, override
 
 CONTROL_ENGINES = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math", "flash-attn", "xformers")
 """Engines that run no kernel of this project, the best control first."""
 NUM_CONTROLS = 2
+DEVICES: tuple[DeviceKind, ...] = ("cpu", "cuda")
+LOGS = Path("results/gate")
+"""Where workers write, in a folder for each use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,7 @@ class ExecutionRequest:
         budget_s: after which no pair is started any more.
         call_limit_s: a case whose call takes longer is left out, and said to be.
         turns_s: how long a pair samples a case.
+        max_detectable: where the noise hides slow-downs of this size, a case is not called the same; None: it is.
         measure_unchanged: measure although both sides run the same sources, which is an A/A test of the machine.
         seed: of the orders.
         logs: a folder for what the workers write.
@@ -58,6 +62,7 @@ class ExecutionRequest:
     budget_s: float = 420.0
     call_limit_s: float = 0.5
     turns_s: float = 1.0
+    max_detectable: float | None = None
     measure_unchanged: bool = False
     seed: int = 0
     logs: Path
@@ -65,7 +70,7 @@ class ExecutionRequest:
     @property
     def tier(self) -> Tier:
         """2 or 3."""
-        return 2 if self.device == "cpu" else 3
+        return tier_of(self.device)
 
 
 @dataclass
@@ -90,6 +95,29 @@ class Selection:
         """All that is measured or verified."""
         return self.timed | self.controls | self.verified
 
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Measure nothing of these cases, for these reasons."""
+        for name in reasons:
+            self.timed.pop(name, None)
+            self.verified.pop(name, None)
+        self.left_out |= reasons
+
+
+def check_suite(suite: str, overrides: Sequence[str]) -> None:
+    """See that a suite and what overrides it are right, on either kind of device, before anything is measured.
+
+    Raises:
+        UsageError: the suite, an override or an implementation is wrong.
+    """
+    for device in DEVICES:
+        _cases(suite, overrides, device)
+
+
+def _cases(suite: str, overrides: Sequence[str], device: DeviceKind) -> list[Case]:
+    chosen = override(load_suite(suite, device_kind=device), overrides)
+    check_implementations(chosen.implementations)
+    return chosen.cases()
+
 
 def select(suite: str, overrides: Sequence[str], device: DeviceKind, *, threads: int) -> Selection:
     """Sort the cases of a suite into what is timed, what is a control, what is only verified, and what is left out.
@@ -97,9 +125,7 @@ def select(suite: str, overrides: Sequence[str], device: DeviceKind, *, threads:
     Raises:
         UsageError: the suite, an override or an implementation is wrong, or the device is not here.
     """
-    chosen = override(load_suite(suite, device_kind=device), overrides)
-    check_implementations(chosen.implementations)
-    cases = chosen.cases()
+    cases = _cases(suite, overrides, device)
     found = probe({device: [question_of(case) for case in cases]}, device=device, threads=threads)
     selection = Selection(found.environment)
     dense: list[Case] = []
@@ -135,12 +161,14 @@ def run_execution_tier(
     """Measure the cases of a suite at both sides, in pairs, until each is decided or the time is up.
 
     Raises:
-        UsageError: as `select`.
+        UsageError: as `select`; or none of the cases runs a package of a side's folders.
         BenchError: a side cannot be started at all, of the base for whatever reason.
         StoreError: the logs cannot be written.
     """
     started = time.monotonic()
     selection = select(request.suite, request.overrides, request.device, threads=request.threads)
+    for side in (request.base, request.head):
+        selection.leave_out(not_held(side, selection.timed | selection.verified))
     if not selection.timed and not selection.verified:
         reason = f"suite {request.suite}: none of its sparse cases can be measured here"
         result = TierResult(tier=request.tier, reason=reason, notes=tuple(_left_out(selection)))
@@ -162,11 +190,7 @@ def run_execution_tier(
     base, head = bench.probe()
     is_started = head.status is Status.OK
     is_unchanged = (
-        is_started
-        and not request.measure_unchanged
-        and base.sources == head.sources
-        and None not in (own := (_own_code(request.base), _own_code(request.head)))
-        and own[0] == own[1]
+        is_started and not request.measure_unchanged and run_the_same((request.base, request.head), (base, head))
     )
     checks: list[Check] = []
     if not is_started:
@@ -182,19 +206,17 @@ def run_execution_tier(
             tell("verifying what cannot be timed here")
             verified = _verified_checks(bench.verify(list(selection.verified)), request.tier)
         deadline = started + request.budget_s
-        checks = [
-            *decide(
-                list(selection.timed),
-                bench,
-                request.policy,
-                tier=request.tier,
-                controls=list(selection.controls),
-                seed=request.seed,
-                out_of_time=lambda: time.monotonic() + bench.last_pair_s > deadline,
-                tell=tell,
-            ),
-            *verified,
-        ]
+        decided = decide(
+            list(selection.timed),
+            bench,
+            request.policy,
+            tier=request.tier,
+            controls=list(selection.controls),
+            seed=request.seed,
+            out_of_time=lambda: time.monotonic() + bench.last_pair_s > deadline,
+            tell=tell,
+        )
+        checks = [*(_judged_by_noise(check, request.max_detectable) for check in decided), *verified]
     result = TierResult(
         tier=request.tier,
         checks=tuple(checks),
@@ -204,12 +226,15 @@ def run_execution_tier(
     return result, selection.environment
 
 
-def _own_code(side: PairSide) -> list[str] | None:
-    """What a side's own folders hold; a file that does not parse makes it like no other."""
-    try:
-        return [sources_digest(folder) for folder in side.own_code]
-    except SyntaxError:
-        return None
+def _judged_by_noise(check: Check, max_detectable: float | None) -> Check:
+    """The check, unless it was called the same on a machine that could not have told a slow-down that matters."""
+    found = check.pairs.detectable if check.pairs else None
+    if check.verdict is not Verdict.SAME or max_detectable is None or found is None or found <= max_detectable:
+        return check
+    reason = (
+        f"the noise here hides slow-downs below {100 * found:.0f} %, the policy asks for {100 * max_detectable:.0f} %"
+    )
+    return check.model_copy(update={"verdict": Verdict.CALIBRATION_NEEDED, "reason": reason})
 
 
 def _add_verified(verified: dict[str, Case], case: Case) -> None:

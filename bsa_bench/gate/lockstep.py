@@ -184,9 +184,8 @@ class LockstepBench:
         finished = self._finish(sides, is_first=is_first)
         if problem := self._problem(finished):
             return problem
-        self._verified.add(name)
         middle = [sorted(each)[len(each) // 2] if each else None for each in clocks]
-        return PairSample(
+        sample = PairSample(
             base=samples[0],
             head=samples[1],
             base_clock_hz=middle[0],
@@ -195,6 +194,9 @@ class LockstepBench:
             head_peak_bytes=finished[1].peak_bytes,
             throttle_ns=max(reply.slowdown_ns for reply in finished),
         )
+        if not sample.throttle_ns:  # else the pair is dropped, and the memory that it measured with it
+            self._verified.add(name)
+        return sample
 
     def _finish(self, sides: Sequence[PairProcess], *, is_first: bool) -> list[Reply]:
         # The resident set of a process that has measured other cases says little of this one; an allocator's peak does.

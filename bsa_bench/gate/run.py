@@ -16,19 +16,18 @@ from bsa_bench.gate.compiled import run_compiled_tier
 from bsa_bench.gate.compiled_baseline import Provenance, write_baseline
 from bsa_bench.gate.compiled_figures import CompiledFigures
 from bsa_bench.gate.counters import CaseCounters, CountersProvenance, count, run_counters_tier, write_counters
-from bsa_bench.gate.execution import ExecutionRequest, run_execution_tier
+from bsa_bench.gate.execution import LOGS, ExecutionRequest, check_suite, run_execution_tier
 from bsa_bench.gate.policy import policy_for
-from bsa_bench.gate.sides import describe_side, has_revision, open_pair_side
-from bsa_bench.gate.verdict import Check, GateResult, Side, Tier, TierResult, Verdict, exit_code, summarise
+from bsa_bench.gate.sides import describe_side, has_revision, open_pair_side, revision_of
+from bsa_bench.gate.verdict import Check, GateResult, Side, Tier, TierResult, Verdict, exit_code, summarise, tier_of
 from bsa_bench.result import Environment
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.probe import probe
 from bsa_bench.static.config import ARCH_NAMES, ArchName
-from bsa_bench.static.sides import HERE
+from bsa_bench.static.sides import HERE, is_toolchain
 
 BASELINES = Path("results/baselines")
 NOISE = Path("results/noise")
-_TRITON = "triton=="
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,6 @@ class GateRequest:
         accepting: what is measured becomes the baselines; then there need be none yet.
         require_gpu, require_calibration: fail where there is none.
         ambiguous: what checks that stay ambiguous come to.
-        logs: a folder for what the workers write.
         command: what the user typed.
     """
 
@@ -75,7 +73,6 @@ class GateRequest:
     require_gpu: bool = False
     require_calibration: bool = False
     ambiguous: Literal["ambiguous", "pass", "fail"] = "pass"
-    logs: Path = Path("results/gate")
     command: tuple[str, ...] = ()
 
 
@@ -100,9 +97,12 @@ def run_gate(request: GateRequest, tell: Callable[[str], None] = lambda _: None)
     """
     if not request.tiers:
         raise UsageError("--tier: got none, expected at least one of 0, 1, 2, 3")
-    is_toolchain = (request.base or "").startswith(_TRITON)
-    if request.base is not None and not is_toolchain and not has_revision(request.base.removeprefix("git:")):
-        raise UsageError(f"--base {request.base}: no such commit, branch or tag in the repository here")
+    if request.base is not None and not is_toolchain(request.base):
+        if not has_revision(request.base):
+            raise UsageError(f"--base {request.base}: no such commit, branch or tag in the repository here")
+        request = replace(request, base=revision_of(request.base))
+    if {2, 3} & set(request.tiers):
+        check_suite(request.suite, request.overrides)
     if request.accepting:
         _check_acceptable(request, describe_side(HERE))
     runner = _Runner(request, tell)
@@ -112,7 +112,7 @@ def run_gate(request: GateRequest, tell: Callable[[str], None] = lambda _: None)
         utc=datetime.now(UTC).isoformat(timespec="seconds"),
         command=request.command,
         base=base,
-        head=describe_side("."),
+        head=describe_side(HERE),
         tiers=tuple(tiers),
         environment=runner.environment.model_dump(mode="json") if runner.environment else {},
         exit_code=exit_code(tiers, require_gpu=request.require_gpu, ambiguous=request.ambiguous),
@@ -194,6 +194,14 @@ class _Runner:
             result = TierResult(tier=tier, checks=(check,), reason=str(error))
         except _NotMeasuredError as error:
             result = TierResult(tier=tier, reason=str(error))
+        except (StoreError, MachineError) as error:
+            # Told with what the other tiers found, which must not be lost with it.
+            check = Check(tier=tier, name="machine", verdict=Verdict.INFRA_ERROR, reason=str(error))
+            result = TierResult(tier=tier, checks=(check,), reason=str(error))
+        except UsageError:
+            raise
+        except BenchError as error:
+            result = TierResult(tier=tier, reason=str(error))
         return result.model_copy(update={"wall_s": time.monotonic() - started})
 
     def _compiled(self) -> TierResult:
@@ -204,7 +212,7 @@ class _Runner:
                 raise _NotMeasuredError(f"there is no {base}; give --base REV, or --accept --reason to make one")
             base = HERE
         result, self.compiled = run_compiled_tier(
-            base.removeprefix("git:") if isinstance(base, str) else base,
+            base,
             archs=request.archs,
             only=request.kernels,
             cache=request.cache,
@@ -215,7 +223,7 @@ class _Runner:
 
     def _counters(self) -> TierResult:
         request = self._request
-        if (request.base or "").startswith(_TRITON):
+        if request.base is not None and is_toolchain(request.base):
             raise _NotMeasuredError(f"{request.base} is a base for compiled code alone")
         base: str | Path = request.base or request.baselines / "counters.json"
         if isinstance(base, Path) and not base.is_file():
@@ -225,7 +233,7 @@ class _Runner:
             reason = "counted for the first time, there is nothing to compare it with"
             checks = [Check(tier=1, name=c.name, verdict=Verdict.SAME, reason=reason) for c in self.counters]
             return TierResult(tier=1, checks=tuple(checks))
-        result, self.counters = run_counters_tier(base.removeprefix("git:") if isinstance(base, str) else base)
+        result, self.counters = run_counters_tier(base)
         return result
 
     def _cpu(self) -> TierResult:
@@ -239,19 +247,18 @@ class _Runner:
         return self._execute("cuda")
 
     def _execute(self, device: DeviceKind) -> TierResult:
-        request, tier = self._request, (2 if device == "cpu" else 3)
-        name = self._execution_base()
+        request = self._request
         calibration = self._calibration(device)
         policy = policy_for(device, limit=request.limit, sd=calibration.pair_sd if calibration else None)
         with (
-            open_pair_side(name, own_bench=request.own_bench, paths=request.paths) as base,
-            open_pair_side(".", own_bench=request.own_bench, paths=request.paths) as head,
+            open_pair_side(self._execution_base(), own_bench=request.own_bench, paths=request.paths) as base,
+            open_pair_side(HERE, own_bench=request.own_bench, paths=request.paths) as head,
         ):
             execution = ExecutionRequest(
                 suite=request.suite,
                 overrides=request.overrides,
                 device=device,
-                base=base if name != "." else replace(base, label="the same sources"),
+                base=base,
                 head=head,
                 policy=policy,
                 threads=request.threads,
@@ -259,14 +266,10 @@ class _Runner:
                 call_limit_s=request.call_limit_s,
                 measure_unchanged=request.measure_unchanged,
                 seed=request.seed,
-                logs=request.logs / f"tier{tier}",
+                max_detectable=request.max_detectable,
+                logs=LOGS / f"tier{tier_of(device)}",
             )
-            try:
-                result, self.environment = run_execution_tier(execution, self._tell)
-            except (UsageError, StoreError, MachineError):
-                raise
-            except BenchError as error:
-                raise _NotMeasuredError(str(error)) from error
+            result, self.environment = run_execution_tier(execution, self._tell)
         if calibration is None:
             note = (
                 "no limits file of this machine: the noise is that of the run's own pairs (bsa-bench noise makes one)"
@@ -279,7 +282,7 @@ class _Runner:
         """The revision that both CPU and GPU are measured against."""
         request = self._request
         if request.base is not None:
-            if request.base.startswith(_TRITON):
+            if is_toolchain(request.base):
                 raise _NotMeasuredError(f"{request.base} is a base for compiled code alone")
             return request.base
         accepted = read_acceptances(request.baselines)
@@ -297,7 +300,7 @@ class _Runner:
         if not request.noise.is_dir() and not request.require_calibration:
             return None
         found = probe({}, device=device, threads=request.threads).environment
-        calibration = read_calibration(calibration_path(request.noise, found, 2 if device == "cpu" else 3))
+        calibration = read_calibration(calibration_path(request.noise, found, tier_of(device)))
         if calibration is None and request.require_calibration:
             raise _NotCalibratedError("no limits file of this machine and environment; run bsa-bench noise")
         least = calibration.detectable[max(calibration.detectable)] if calibration else 0.0

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import bsa_bench
 from bsa_bench.errors import UsageError
 from bsa_bench.gate.lockstep import PairSide
 from bsa_bench.gate.verdict import Side
-from bsa_bench.static.sides import HERE
+from bsa_bench.result import Case
+from bsa_bench.run.pair_job import Reply
+from bsa_bench.run.sources import sources_digest
+from bsa_bench.static.sides import HERE, is_toolchain
 from bsa_bench.static.toolchain import revision_sources
 
 WORK_TREE = "the work tree"
 ROOT = Path(bsa_bench.__file__).resolve().parents[1]
 """What holds the `bsa_bench` that runs: a checkout, or the folder of the installed packages."""
+_KERNELS = "bsa_kernels"
 
 
 @contextlib.contextmanager
-def open_pair_side(name: str, *, own_bench: bool = False, paths: Sequence[Path] = ()) -> Iterator[PairSide]:
+def open_pair_side(
+    name: str, *, own_bench: bool = False, paths: Sequence[Path] = (), flag: str = "--path"
+) -> Iterator[PairSide]:
     """Turn the name of a side into what its processes import, for as long as the context lasts.
 
     Args:
@@ -29,38 +36,112 @@ def open_pair_side(name: str, *, own_bench: bool = False, paths: Sequence[Path] 
         own_bench: take the benchmark's code from the revision too, not only its kernels.
         paths: folders of packages, relative to the top of that repository: of these each side imports its own, and the
             kernels and the benchmark are the installed ones for both. For repositories other than bsa-bench's.
+        flag: what names the paths, for errors.
 
     Raises:
-        UsageError: there is no such revision, or it has not these folders; or the working directory is another checkout
-            than the code that runs, so that `.` would not mean what it says.
+        UsageError: there is no such revision, it has not these folders, they are outside the repository or come with
+            `own_bench`; or the working directory is another checkout than the code that runs, so that `.` would not
+            mean what it says.
     """
+    if own_bench and paths:
+        raise UsageError(f"--own-bench: got {flag} too, whose packages run under the installed benchmark on both sides")
+    check_paths(paths, flag=flag)
     if name == HERE and paths:
-        yield _with_paths(WORK_TREE, Path(_git(Path.cwd(), "rev-parse", "--show-toplevel") or Path.cwd()), paths)
+        top = Path(_git(Path.cwd(), "rev-parse", "--show-toplevel") or Path.cwd())
+        yield _with_paths(WORK_TREE, top, paths, flag)
         return
     if name == HERE:
         check_here()
         yield PairSide(label=WORK_TREE, own_code=_bench_of(ROOT) if own_bench else ())
         return
-    with revision_sources(name.removeprefix("git:"), Path.cwd()) as folder:
+    with revision_sources(revision_of(name), Path.cwd()) as folder:
         if paths:
-            yield _with_paths(name, folder, paths)
+            yield _with_paths(name, folder, paths, flag)
             return
-        if not (folder / "kernels" / "bsa_kernels").is_dir():
+        if not (folder / "kernels" / _KERNELS).is_dir():
             raise UsageError(
                 f"revision {name!r}: has no kernels/bsa_kernels, expected a revision of bsa-bench; of another "
-                "repository, name the folders of your packages with --path"
+                f"repository, name the folders of your packages with {flag}"
             )
         bench = (folder, folder / "suites") if own_bench else ()
         own_code = _bench_of(folder) if own_bench else ()
         yield PairSide(label=name, first_paths=(*bench, folder / "kernels"), own_code=own_code)
 
 
-def _with_paths(label: str, top: Path, paths: Sequence[Path]) -> PairSide:
+def check_paths(paths: Sequence[Path], *, flag: str) -> None:
+    """See that folders are named from the top of a repository on.
+
+    Raises:
+        UsageError: one is outside it.
+    """
+    for path in paths:
+        if path.is_absolute() or ".." in path.parts:
+            raise UsageError(f"{flag}: got {str(path)!r}, expected folders inside the repository, relative to its top")
+
+
+def _with_paths(label: str, top: Path, paths: Sequence[Path], flag: str) -> PairSide:
     folders = tuple(top / path for path in paths)
     for path, folder in zip(paths, folders, strict=True):
-        if path.is_absolute() or not folder.is_dir():
-            raise UsageError(f"--path {path}: expected a folder relative to the top of the repository, in {label}")
+        if not folder.is_dir():
+            raise UsageError(f"{flag} {path}: expected a folder relative to the top of the repository, in {label}")
     return PairSide(label=label, first_paths=folders, own_code=folders)
+
+
+def not_held(side: PairSide, cases: Mapping[str, Case], *, flag: str = "--path") -> dict[str, str]:
+    """Cases by name that run no package of a side's folders, with the reason.
+
+    Both sides would run what is installed, and be the same by mistake.
+
+    Args:
+        side: one without folders of its own holds all that it runs.
+        cases: what is to be measured.
+        flag: what names the folders.
+
+    Raises:
+        UsageError: that is so of every case.
+    """
+    if not side.first_paths or _holds(side, _KERNELS):
+        return {}
+    reasons: dict[str, str] = {}
+    for implementation, case in {case.implementation: case for case in cases.values()}.items():
+        packages = _own_packages(case)
+        if not any(_holds(side, package) for package in packages):
+            names = " or ".join([_KERNELS, *packages])
+            reasons[implementation] = (
+                f"{flag}: no folder in {side.label} holds {names}, which {implementation} runs; expected the folder "
+                "that the package lies in"
+            )
+    found = {name: reasons[case.implementation] for name, case in cases.items() if case.implementation in reasons}
+    if found and len(found) == len(cases):
+        raise UsageError(next(iter(found.values())))
+    return found
+
+
+def _holds(side: PairSide, package: str) -> bool:
+    return any((folder / name).exists() for folder in side.first_paths for name in (package, f"{package}.py"))
+
+
+def _own_packages(case: Case) -> list[str]:
+    """Of others than bsa-bench: what the case's method and engine are registered from."""
+    used = {"bsa_bench.methods": case.method, "bsa_bench.engines": case.base_engine}
+    entries = [entry for group, name in used.items() for entry in entry_points(group=group, name=name)]
+    return list(dict.fromkeys(entry.module.partition(".")[0] for entry in entries))
+
+
+def run_the_same(sides: Sequence[PairSide], told: Sequence[Reply]) -> bool:
+    """Whether both sides run the same sources, comments and docstrings aside.
+
+    Args:
+        sides: base and head.
+        told: what their processes said of their kernels when they were set up.
+    """
+    if told[0].sources != told[1].sources:
+        return False
+    try:
+        base, head = ([sources_digest(folder) for folder in side.own_code] for side in sides)
+    except SyntaxError:  # a file that does not parse is like no other
+        return False
+    return base == head
 
 
 def _bench_of(top: Path) -> tuple[Path, ...]:
@@ -69,12 +150,10 @@ def _bench_of(top: Path) -> tuple[Path, ...]:
 
 def describe_side(name: str) -> Side:
     """The side as a result stores it: with its commit, where there is one."""
-    if name.startswith("triton=="):
+    if is_toolchain(name):
         return Side(label=name)
     if name != HERE:
-        return Side(
-            label=name, commit=_git(Path.cwd(), "rev-parse", "--verify", f"{name.removeprefix('git:')}^{{commit}}")
-        )
+        return Side(label=name, commit=_git(Path.cwd(), "rev-parse", "--verify", f"{revision_of(name)}^{{commit}}"))
     status = _git(ROOT, "status", "--porcelain", "--untracked-files=normal", "--", "bsa_bench", "kernels", "suites")
     commit = _git(ROOT, "rev-parse", "HEAD") if _is_checkout(ROOT) else None
     return Side(label=WORK_TREE, commit=commit, dirty=bool(status) if commit and status is not None else None)
@@ -90,16 +169,21 @@ def check_here() -> None:
     if top is None:
         return
     here = Path(top).resolve()
-    if here != ROOT and (here / "kernels" / "bsa_kernels").is_dir() and (here / "bsa_bench").is_dir():
+    if here != ROOT and (here / "kernels" / _KERNELS).is_dir() and (here / "bsa_bench").is_dir():
         raise UsageError(
             f"the working directory is the checkout {here}, the bsa-bench that runs is that of {ROOT}; "
             "run `PYTHONPATH=.:kernels:suites python -m bsa_bench ...` to measure the checkout"
         )
 
 
+def revision_of(name: str) -> str:
+    """What git calls the revision that a side names, with or without `git:` before it."""
+    return name.removeprefix("git:")
+
+
 def has_revision(name: str) -> bool:
     """Whether the repository around the working directory has a revision."""
-    return _git(Path.cwd(), "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") is not None
+    return _git(Path.cwd(), "rev-parse", "--verify", "--quiet", f"{revision_of(name)}^{{commit}}") is not None
 
 
 def _is_checkout(folder: Path) -> bool:

@@ -28,6 +28,11 @@ TIER_TITLE: dict[Tier, str] = {
 }
 
 
+def tier_of(device: Literal["cpu", "cuda"]) -> Tier:
+    """The tier that times cases on a kind of device."""
+    return 2 if device == "cpu" else 3
+
+
 class Verdict(StrEnum):
     """What became of one check. In the order in which a reader wants to see them: the worst first."""
 

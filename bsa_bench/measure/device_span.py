@@ -136,7 +136,7 @@ def phase_spans(events: Iterable[Any]) -> dict[str, float]:
     return spans
 
 
-def profiled_events(work: Callable[[], None]) -> Sequence[Any]:
+def profiled_events(work: Callable[[], object]) -> Sequence[Any]:
     """Run some work under the profiler and return its events of host and device."""
     from torch.profiler import ProfilerActivity, profile
 

@@ -1,14 +1,15 @@
 """When to start sampling and when to stop: warm-up until settled, then samples until a count or a time.
 
-The constants are measurement.md's D.1 and D.5; statistics over processes (the gate) will repeat this whole module.
+The constants are measurement.md's D.1 and D.5.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TypeVar
 
@@ -34,28 +35,20 @@ class Protocol:
     settle_within: float = 0.01
 
 
+_QUICK = Protocol(
+    warmup_cap_s=0.3,
+    min_samples=5,
+    max_samples=50,
+    seconds=0.5,
+    verify_after=False,
+    settle_windows=3,
+    window_s=0.05,
+    settle_within=0.05,
+)
 PROTOCOLS: dict[str, Protocol] = {
-    "quick": Protocol(
-        warmup_cap_s=0.3,
-        min_samples=5,
-        max_samples=50,
-        seconds=0.5,
-        verify_after=False,
-        settle_windows=3,
-        window_s=0.05,
-        settle_within=0.05,
-    ),
-    # In the gate a process samples in turn with that of the other side, which ends the sampling.
-    "gate": Protocol(
-        warmup_cap_s=0.2,
-        min_samples=3,
-        max_samples=80,
-        seconds=1.0,
-        verify_after=True,
-        settle_windows=3,
-        window_s=0.05,
-        settle_within=0.03,
-    ),
+    "quick": _QUICK,
+    # Of this the warm-up alone: how often the gate samples both sides in turn is in its `LockstepSettings`.
+    "gate": replace(_QUICK, warmup_cap_s=0.2, settle_within=0.03),
     "report": Protocol(warmup_cap_s=10.0, min_samples=5, max_samples=500, seconds=2.0, verify_after=True),
 }
 
@@ -91,16 +84,23 @@ def warm_up(sample: Callable[[], float], protocol: Protocol, clock: Callable[[],
 def collect(sample: Callable[[], T], protocol: Protocol, clock: Callable[[], float] = time.perf_counter) -> list[T]:
     """Draw samples in order; the garbage collector rests meanwhile."""
     samples: list[T] = []
-    was_enabled = gc.isenabled()
     gc.collect()
-    gc.disable()
-    try:
+    with collector_at_rest():
         start = clock()
         while len(samples) < protocol.max_samples:
             samples.append(sample())
             if len(samples) >= protocol.min_samples and clock() - start >= protocol.seconds:
                 break
+    return samples
+
+
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """No garbage collection meanwhile: it takes time, and its finalisers are calls too."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if was_enabled:
             gc.enable()
-    return samples

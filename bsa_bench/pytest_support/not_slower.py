@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from bsa_bench.catalog import make_case
 from bsa_bench.gate.execution import CONTROL_ENGINES
-from bsa_bench.gate.lockstep import LockstepBench, LockstepSettings
+from bsa_bench.gate.lockstep import LockstepBench, LockstepSettings, PairSide
 from bsa_bench.gate.policy import LEAST_CHANGE, policy_for
 from bsa_bench.gate.show.words import pairs_text
+from bsa_bench.gate.sides import not_held, open_pair_side, run_the_same
 from bsa_bench.gate.two_stage import decide
-from bsa_bench.gate.verdict import Check, Tier, Verdict
+from bsa_bench.gate.verdict import Check, Verdict, tier_of
 from bsa_bench.pytest_support.declare import NAME
 from bsa_bench.pytest_support.session import Choices, Session, infra
-from bsa_bench.pytest_support.settings import BsaTimingWarning, Comparison, OnDoubt, OnInfra, one_of
-from bsa_bench.pytest_support.sides import Sides, open_sides
-from bsa_bench.result import Case
+from bsa_bench.pytest_support.settings import PATHS, BsaTimingWarning, Comparison, OnDoubt, OnInfra, one_of
+from bsa_bench.result import Case, Status
 from bsa_bench.run.estimate import is_interpreted
 from bsa_bench.run.job import DeviceKind
+from bsa_bench.static.sides import HERE
 from bsa_bench.workload import InputSpec, Workload
 
 CONTROL_TOKENS: dict[DeviceKind, int] = {"cpu": 4096, "cuda": 16384}
@@ -73,28 +77,51 @@ def judge(
     return check
 
 
+@contextlib.contextmanager
+def open_sides(than: str, paths: Sequence[Path], case: Case) -> Iterator[tuple[PairSide, PairSide]]:
+    """Base and head of a case, for as long as the context lasts; as `open_pair_side` of the gate has them.
+
+    Raises:
+        UsageError: there is no such revision, it or the working tree has not these folders, or none of them holds the
+            package that the case's method or engine is from.
+    """
+    with (
+        open_pair_side(than, paths=paths, flag=PATHS) as base,
+        open_pair_side(HERE, paths=paths, flag=PATHS) as head,
+    ):
+        for side in (base, head):
+            not_held(side, {case.case_id: case}, flag=PATHS)
+        yield base, head
+
+
 def compare(
-    session: Session, case: Case, control: Case | None, sides: Sides, comparison: Comparison, *, kind: DeviceKind
+    session: Session,
+    case: Case,
+    control: Case | None,
+    sides: tuple[PairSide, PairSide],
+    comparison: Comparison,
+    *,
+    kind: DeviceKind,
 ) -> list[Check]:
     """Measure a case at both sides until it is decided; its check, and that of the control if there is one."""
-    tier: Tier = 2 if kind == "cpu" else 3
+    tier = tier_of(kind)
     started = time.monotonic()
     cases = {each.case_id: each for each in (case, *([control] if control else []))}
     bench = LockstepBench(
         cases,
-        base=sides.base,
-        head=sides.head,
+        base=sides[0],
+        head=sides[1],
         settings=LockstepSettings(
             device=kind,
             threads=session.settings.threads or 1,
             logs=session.settings.results / "pairs" / case.case_hash,
         ),
     )
-    told = sides.own_sources
-    if told is None or told[0] != told[1]:
-        base, head = bench.probe()  # a side that cannot be started is an error, not a case without a verdict
-        told = told or (str(base.sources), str(head.sources))
-    if told[0] == told[1]:
+    told = bench.probe()
+    if told[1].status is not Status.OK:
+        reason = f"{sides[1].label} cannot be started: {told[1].reason}"
+        return [Check(tier=tier, name=case.case_id, verdict=Verdict.FAILED, reason=reason)]
+    if run_the_same(sides, told):
         reason = "both sides run the same sources, comments and docstrings aside, so nothing was timed"
         return [Check(tier=tier, name=case.case_id, verdict=Verdict.UNCHANGED, reason=reason)]
     return decide(

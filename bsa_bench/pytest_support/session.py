@@ -141,7 +141,7 @@ class Session:
             suite=NAME,
             suite_title="Cases of pytest",
             command=("pytest",),
-            device=device_model(self._environment),
+            device=DeviceModel.of(self._environment),
             profile=first.profile,
             num_processes=first.num_processes,
             threads=self.settings.threads,
@@ -170,13 +170,3 @@ def infra(message: str, on_infra: OnInfra) -> None:
     __tracebackhide__ = True
     ended: Callable[[str], None] = pytest.skip if on_infra == "skip" else pytest.fail
     ended(f"INFRA_ERROR: {message}")
-
-
-def device_model(environment: Environment) -> DeviceModel:
-    """The device of an environment, as far as predictions need it."""
-    if environment.device_kind == "cuda":
-        memory = environment.device_details["memory_bytes"]
-        assert isinstance(memory, int)
-        return DeviceModel.cuda(name=environment.device_name, memory_bytes=memory)
-    threads = environment.cpu["threads"]
-    return DeviceModel.cpu(threads=threads if isinstance(threads, int) else None)

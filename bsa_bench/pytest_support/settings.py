@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 from bsa_bench.errors import UsageError
+from bsa_bench.gate.sides import check_paths
 from bsa_bench.run.job import DeviceKind
+from bsa_bench.static.sides import HERE
 
+PATHS = "bsa_paths"
 OnDoubt = Literal["fail", "skip", "pass"]
 OnInfra = Literal["fail", "skip"]
 ValueT = TypeVar("ValueT", bound=str)
@@ -38,7 +41,7 @@ class SessionSettings:
     processes: int = 5
     threads: int | None = None
     on_infra: OnInfra = "fail"
-    paths: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
     num_pytest_processes: int = 1
 
     @classmethod
@@ -59,17 +62,15 @@ class SessionSettings:
             UsageError: one has a wrong value.
         """
         kind = one_of("bsa_device", device or "auto", ("auto", "cpu", "cuda"))
-        if outside := [path for path in paths if Path(path).is_absolute() or ".." in Path(path).parts]:
-            raise UsageError(
-                f"bsa_paths: got {outside[0]!r}, expected folders inside the repository, relative to its top"
-            )
+        folders = tuple(map(Path, paths))
+        check_paths(folders, flag=PATHS)
         return cls(
             results=results,
             device=None if kind == "auto" else cast("DeviceKind", kind),
             processes=_count("bsa_processes", processes) or cls.processes,
             threads=_count("bsa_threads", threads),
             on_infra=cast("OnInfra", one_of("bsa_on_infra", on_infra or cls.on_infra, ("fail", "skip"))),
-            paths=tuple(paths),
+            paths=folders,
             num_pytest_processes=num_pytest_processes,
         )
 
@@ -79,7 +80,7 @@ class Comparison:
     """What is asked: the revision, the least change that counts (None: the gate's), and how long it may take.
 
     Raises:
-        UsageError: the limit or the time is not above zero.
+        UsageError: no revision is named, or the limit or the time is not above zero.
     """
 
     than: str
@@ -87,6 +88,8 @@ class Comparison:
     budget_s: float = 420.0
 
     def __post_init__(self) -> None:
+        if self.than == HERE:
+            raise UsageError(f"assert_not_slower: than: got {HERE!r}, the sources as they are, expected a revision")
         for name, value in (("limit", self.limit), ("budget_s", self.budget_s)):
             if value is not None and not value > 0:
                 raise UsageError(f"assert_not_slower: {name}: got {value}, expected a number above 0")

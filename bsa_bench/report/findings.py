@@ -19,7 +19,7 @@ from bsa_bench.report.labels import (
     scientific,
     shape_label,
 )
-from bsa_bench.result import PASSES, Result, Status
+from bsa_bench.result import CHECKED_WITHIN, PASSES, Result, Status
 from bsa_bench.store.break_even import BreakEven, break_even_densities, break_even_lengths
 from bsa_bench.store.derive import DISTURBED_SHARE, Row, scope
 from bsa_bench.store.reader import Run
@@ -247,6 +247,12 @@ def _caveats(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
         bullets.append(
             "The processes of these fall into two groups, so that the median is of one of them or between: "
             f"{'; '.join(split)}."
+        )
+    apart = [r.result for r in rows if any(timing.timers_disagree for timing in r.timings)]
+    if apart:
+        bullets.append(
+            f"The medians of two timers are more than {percent(CHECKED_WITHIN)} apart, so that one of them measures "
+            f"something else: {describe_cases(apart, labels)}."
         )
     environments = {r.result.env_hash for r in rows}
     if len(environments) > 1:

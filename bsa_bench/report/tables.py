@@ -13,8 +13,6 @@ from bsa_bench.store.frame import PHASES
 from bsa_bench.store.reader import Run
 from bsa_bench.units import format_bytes, format_ratio, format_seconds, three_digits
 
-SHORT_LEVEL = 0.9
-"""Below this coverage an interval is marked; that of five processes has 94%."""
 STANDING = {
     "P": "the paper itself",
     "N": "second-hand notes that quote its tables",
@@ -126,7 +124,7 @@ def fidelity_table(rows: Sequence[Row], labels: Labels) -> list[str]:
                 f"{checks.rows:,}",
                 scientific(checks.dense.relative_l2 if checks.dense else None),
                 percent(checks.mass_kept),
-                {True: "yes", False: "no", None: "-"}[checks.repeat_identical],
+                {True: "yes", False: "no", None: "-"}[row.repeat_identical],
             ]
         )
     head = ["Implementation", "Verdict", "Realised density", "Error / budget, masked oracle", "Rows checked a head"]
@@ -211,8 +209,7 @@ def _by_latency(rows: Sequence[Row]) -> list[Row]:
 
 def _doubts(row: Row) -> str:
     """Footnote marks: † a short interval, ‡ a warm-up that did not settle, § disturbed, ¶ bimodal."""
-    few = row.whole is not None and row.whole.interval_level < SHORT_LEVEL
-    return " †" * few + " ‡" * (not row.is_settled) + " §" * row.is_disturbed + " ¶" * row.is_bimodal
+    return " †" * row.is_interval_short + " ‡" * (not row.is_settled) + " §" * row.is_disturbed + " ¶" * row.is_bimodal
 
 
 def _samples_text(whole: Latency | None) -> str:

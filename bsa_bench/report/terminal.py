@@ -146,16 +146,15 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
 def _best(rows: Sequence[Row], labels: Labels) -> list[str]:
     """The largest speed-up of a row that approximates dense attention; of those without doubts where there are any."""
     ratios = [
-        (row.speedup.value, -i, row, row.dense, row.speedup)
-        for i, row in enumerate(rows)
-        if row.speedup and not row.is_dense and row.result.case.claims.approximates_dense
+        (row, row.dense, row.speedup)
+        for row in rows
+        if row.dense and row.speedup and not row.is_dense and row.result.case.claims.approximates_dense
     ]
-    found = [r for r in ratios if r[3] and not r[2].doubts and not r[3].doubts] or ratios
+    found = [r for r in ratios if not r[0].doubts and not r[1].doubts] or ratios
     if not found:
         return []
-    _, _, row, dense, speedup = max(found, key=lambda r: r[:2])
+    row, dense, speedup = max(found, key=lambda r: r[2].value)
     case = row.result.case
-    assert dense is not None
     where = f"{labels.of(case)}, {case.passes} at {row.num_tokens:,} tokens"
     versus = f"{faster_words(speedup.value)} {labels.of(dense.result.case)} {interval_text(speedup)}"
     return ["", f"Largest speed-up: {where}, {versus}; ideal {format_ratio(row.ideal_speedup)}."]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,8 @@ from pathlib import Path
 
 from bsa_bench.catalog import expected_cost
 from bsa_bench.contract import PASS_FACTOR
-from bsa_bench.result import Case
+from bsa_bench.result import Case, Environment
+from bsa_bench.run.cpu import usable_cores
 from bsa_bench.run.job import DeviceKind, Profile
 from bsa_bench.workload import DTYPE_BYTES, DType
 
@@ -108,9 +108,19 @@ class DeviceModel:
     start_s: float = 3.5
 
     @classmethod
+    def of(cls, environment: Environment) -> DeviceModel:
+        """Model the device of an environment, which is this machine's: what is free of its memory is looked up now."""
+        if environment.device_kind == "cuda":
+            memory_bytes = environment.device_details["memory_bytes"]
+            assert isinstance(memory_bytes, int)
+            return cls.cuda(name=environment.device_name, memory_bytes=memory_bytes)
+        threads = environment.cpu["threads"]
+        return cls.cpu(threads=threads if isinstance(threads, int) else None)
+
+    @classmethod
     def cpu(cls, *, threads: int | None = None, memory_bytes: int | None = None) -> DeviceModel:
         """Model this machine's CPU: 80 GFLOP/s a core in fp32, 8 GB/s a core up to 40."""
-        cores = threads or len(os.sched_getaffinity(0))
+        cores = threads or len(usable_cores())
         limit = memory_bytes if memory_bytes is not None else round(0.9 * available_memory_bytes())
         return cls("cpu", 80e9 * cores, min(8e9 * cores, 40e9), limit)
 

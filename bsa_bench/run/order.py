@@ -106,10 +106,10 @@ def most_informative_first(
     """Order groups so that a run that stops early has said as much as it could.
 
     What a run is for is a ratio: a sparse method over the fastest dense row of the same workload, a causal one over a
-    causal one. So within a workload
-    come first the dense group and the sparse group that are predicted fastest (the pair), then the others, cheap ones
-    first. Over all workloads the pairs come first, from the cheapest workload to the dearest, so that the pairs spread
-    over all lengths before a second opinion on any of them; then the third group of each workload, and so on.
+    causal one. So within a workload come first the dense group and the sparse group that are predicted fastest (the
+    pair), then the others, cheap ones first. Over all workloads the pairs come first, from the cheapest workload to the
+    dearest, so that the pairs spread over all lengths before a second opinion on any of them; then the third group of
+    each workload, and so on.
     """
     by_workload: dict[tuple[str, bool], list[tuple[float, list[Case]]]] = {}
     for group in groups:

@@ -61,7 +61,6 @@ class Reply(Line):
         slowdown_ns: how long the device's hardware held it back since the case was prepared.
         sources: digest of the kernels' sources without comments, docstrings and layout.
         kernels: the folder they were imported from.
-        plan_digest: of what the operator planned, where it plans.
     """
 
     status: Status = Status.OK
@@ -72,4 +71,3 @@ class Reply(Line):
     slowdown_ns: NonNegativeInt = 0
     sources: str | None = None
     kernels: str | None = None
-    plan_digest: str | None = None

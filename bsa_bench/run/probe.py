@@ -94,9 +94,9 @@ def probe(
     found = Probe(
         Environment.model_validate(answer["environment"]),
         {(q[0], q[1], q[2], q[3]): q[4] for q in answer["reasons"]},
-        troubles=tuple(answer.get("troubles", ())),
-        notes=tuple(answer.get("notes", ())),
-        ceilings=tuple(map(Ceiling.model_validate, answer.get("ceilings", ()))),
+        troubles=tuple(answer["troubles"]),
+        notes=tuple(answer["notes"]),
+        ceilings=tuple(map(Ceiling.model_validate, answer["ceilings"])),
     )
     if must_be_ready and found.troubles:
         raise MachineError(f"{found.environment.device_name} is not measured: {'; '.join(found.troubles)}")

@@ -55,12 +55,10 @@ class Ledger:
         done: final statuses of before, by case hash and process index; what is not asked for is left out.
     """
 
-    def __init__(
-        self, asked: Sequence[Case], num_processes: int, done: Mapping[tuple[str, int], Status] | None = None
-    ) -> None:
+    def __init__(self, asked: Sequence[Case], num_processes: int, done: Mapping[tuple[str, int], Status]) -> None:
         self._num_processes = num_processes
         self._known: dict[str, dict[int, Status]] = {case.case_hash: {} for case in asked}
-        for (case_hash, index), status in (done or {}).items():
+        for (case_hash, index), status in done.items():
             if case_hash in self._known and index < num_processes:
                 self._known[case_hash][index] = status
 

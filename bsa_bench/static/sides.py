@@ -41,6 +41,11 @@ class Choice:
     dtype: str = "bf16"
 
 
+def is_toolchain(side: str) -> bool:
+    """Whether a side is another release of Triton."""
+    return side.startswith(_TRITON)
+
+
 @contextlib.contextmanager
 def open_side(side: str, choice: Choice, settings: Settings) -> Iterator[tuple[Choice, Settings]]:
     """Turn the name of a side into what is compiled and what compiles it, for as long as the context lasts.
@@ -56,7 +61,7 @@ def open_side(side: str, choice: Choice, settings: Settings) -> Iterator[tuple[C
     """
     if side == HERE:
         yield choice, settings
-    elif side.startswith(_TRITON):
+    elif is_toolchain(side):
         yield choice, replace(settings, toolchain=triton_toolchain(side.removeprefix(_TRITON), settings.cache))
     else:
         with revision_sources(side, Path.cwd()) as folder:

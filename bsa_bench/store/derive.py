@@ -10,17 +10,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
-from bsa_bench.result import Result, Status, worst_status
+from bsa_bench.result import Result, Status, Timing, worst_status
 from bsa_bench.store.latency import Latency, Ratio, latency, over
 from bsa_bench.workload import Workload, short_digest
 
 __all__ = ["Latency", "Ratio", "Row", "WorstError", "cohort", "derive", "scope"]
 
 LENGTH_FIELDS = {"frames", "height", "width", "grid", "tokens"}
-
-
 #: Above this share of processor time taken by others a CPU time is called disturbed; judged, not derived.
 DISTURBED_SHARE = 0.05
+#: An interval that covers less than this is called short; that of five processes covers 94%.
+SHORT_LEVEL = 0.9
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Row:
     def num_processes(self) -> int:
         """In how many processes the case was measured."""
         return self.whole.num_processes if self.whole else 0
+
+    @property
+    def timings(self) -> tuple[Timing, ...]:
+        """Of all processes, by index; none where the case is not OK."""
+        return tuple(each.timing for each in self.processes if each.timing) if self.whole else ()
 
     @property
     def is_correct(self) -> bool:
@@ -83,7 +88,7 @@ class Row:
     @property
     def other_cpu_share(self) -> float | None:
         """The share of processor time that others took, in the process where it was largest; null where unknown."""
-        shares = [each.state.other_cpu_share for each in self.processes if each.state and each.timing]
+        shares = [each.state.other_cpu_share for each in self.processes if each.state] if self.whole else []
         return max((share for share in shares if share is not None), default=None)
 
     @property
@@ -95,13 +100,18 @@ class Row:
     @property
     def is_settled(self) -> bool:
         """Whether the warm-up settled before its cap in all processes."""
-        return all(each.timing.settled for each in self.processes if each.timing)
+        return all(timing.settled for timing in self.timings)
 
     @property
     def is_throttled(self) -> bool:
         """Whether the device throttled while one of the processes was timed."""
-        states = [each.state for each in self.processes if each.state and each.timing]
+        states = [each.state for each in self.processes if each.state] if self.whole else []
         return any(any((state.throttle_ns or {}).values()) for state in states)
+
+    @property
+    def is_interval_short(self) -> bool:
+        """Whether the samples, or the processes, are too few for an interval that covers `SHORT_LEVEL`."""
+        return self.whole is not None and self.whole.interval_level < SHORT_LEVEL
 
     @property
     def is_bimodal(self) -> bool:
@@ -166,6 +176,16 @@ class Row:
             for name, figures in checks.checked.items()
         ]
         return max(errors, key=lambda e: e.relative_l2 / e.budget if e.budget else e.relative_l2, default=None)
+
+    @property
+    def inputs_unchanged(self) -> bool | None:
+        """Whether the call left its inputs alone in all processes that looked; null where none did."""
+        return _all(each.correctness.inputs_unchanged for each in self.processes if each.correctness)
+
+    @property
+    def repeat_identical(self) -> bool | None:
+        """Whether a second call gave the same bits in all processes that looked; null where none did."""
+        return _all(each.correctness.repeat_identical for each in self.processes if each.correctness)
 
     def _over_dense(self, own: Latency | None) -> Ratio | None:
         return over(self.dense.whole, own) if self.dense and self.dense.whole and own else None
@@ -252,3 +272,9 @@ def cohort(row: Row) -> tuple[str, ...]:
 
 def _median(row: Row) -> float:
     return row.whole.median if row.whole else math.inf
+
+
+def _all(values: Iterable[bool | None]) -> bool | None:
+    """Whether all of those that are known hold; null where none is."""
+    known = [value for value in values if value is not None]
+    return all(known) if known else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = [
     "COLUMNS",
     "PHASES",
-    "SHORT_LEVEL",
     "TableFormat",
     "environment_of",
     "export",
@@ -31,9 +29,6 @@ __all__ = [
 ]
 
 TableFormat = Literal["csv", "parquet"]
-
-#: An interval that covers less than this is called short.
-SHORT_LEVEL = 0.9
 
 
 def load_frame(path: str | Path) -> pd.DataFrame:
@@ -105,18 +100,20 @@ def environment_of(run: Run, result: Result) -> Environment | None:
 
 def flags(row: Row) -> dict[str, bool | None]:
     """What a report marks a row with, by the names of its columns; null where it was not looked for."""
-    whole, timed = row.whole, [each for each in row.processes if each.timing]
-    is_host = any(each.timing.timer == "host" for each in timed if each.timing)
-    looked_at_cpu = bool(timed) and (not is_host or row.other_cpu_share is not None)
-    looked_at_throttling = any(each.state and each.state.throttle_ns is not None for each in timed)
+    is_timed = row.whole is not None
+    needs_share = any(timing.timer == "host" for timing in row.timings)
+    looked_at_cpu = is_timed and (not needs_share or row.other_cpu_share is not None)
+    looked_at_throttling = is_timed and any(
+        each.state is not None and each.state.throttle_ns is not None for each in row.processes
+    )
     return {
         "is_unverified": row.is_unverified,
         "is_baseline": row.is_baseline,
         "is_disturbed": row.is_disturbed if looked_at_cpu else None,
         "is_throttled": row.is_throttled if looked_at_throttling else None,
-        "is_interval_short": whole.interval_level < SHORT_LEVEL if whole else None,
+        "is_interval_short": row.is_interval_short if is_timed else None,
         "is_bimodal": row.is_bimodal if row.num_processes > 1 else None,
-        "settled": row.is_settled if timed else None,
+        "settled": row.is_settled if is_timed else None,
     }
 
 
@@ -140,6 +137,8 @@ def _flatten(row: Row, environment: Environment | None) -> dict[str, object]:
         "approximates_dense": case.claims.approximates_dense,
         "status": r.status.value,
         "is_correct": row.is_correct,
+        "inputs_unchanged": row.inputs_unchanged,
+        "repeat_identical": row.repeat_identical,
         "executed_flop_per_s": row.executed_flop_per_s,
         "error_relative_l2": worst.relative_l2 if worst else None,
         "error_budget": worst.budget if worst else None,
@@ -166,13 +165,10 @@ def _flatten(row: Row, environment: Environment | None) -> dict[str, object]:
         flat |= {"interval_level": whole.interval_level, "variation": whole.variation}
         flat |= {"num_processes": whole.num_processes, "variation_within": whole.within}
         flat["variation_between"] = whole.between if whole.num_processes > 1 else None
-        samples = [each.timing.samples for each in row.processes if each.timing]
+        samples = [timing.samples for timing in row.timings]
         flat["samples"] = [sample for own in samples for sample in own]
         flat["samples_per_process"] = [len(own) for own in samples]
         flat["process_medians_s"] = list(whole.medians.values())
-    checks = [each.correctness for each in row.processes if each.correctness]
-    flat["inputs_unchanged"] = _all(each.inputs_unchanged for each in checks)
-    flat["repeat_identical"] = _all(each.repeat_identical for each in checks)
     if r.correctness and r.correctness.dense:
         flat["dense_error_relative_l2"] = r.correctness.dense.relative_l2
         flat["dense_error_cosine"] = r.correctness.dense.cosine
@@ -184,12 +180,6 @@ def _flatten(row: Row, environment: Environment | None) -> dict[str, object]:
             fields = type(part).model_fields
             flat |= {name: getattr(part, name) for name in COLUMNS if name in fields and name not in flat}
     return flat
-
-
-def _all(values: Iterable[bool | None]) -> bool | None:
-    """Whether all of those that are known hold; null where none is."""
-    known = [value for value in values if value is not None]
-    return all(known) if known else None
 
 
 def _plain(value: object) -> object:

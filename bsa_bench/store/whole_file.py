@@ -1,4 +1,4 @@
-"""A file that a flag names, written whole or not at all."""
+"""A file written whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,27 +8,34 @@ from pathlib import Path
 from bsa_bench.errors import StoreError
 
 
-def check_place(path: Path) -> None:
-    """See that a file can be written there, before anything is measured.
+def check_place(path: Path, *, flag: str) -> None:
+    """See that the file that a flag names can be written there, before anything is measured.
 
     Raises:
         StoreError: it cannot.
     """
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise StoreError(f"--out: {path}: expected a file in a folder that can be written")
+        raise StoreError(f"{flag}: {path}: expected a file in a folder that can be written")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, *, flag: str | None = None) -> None:
     """Put the text there whole or not at all.
+
+    Args:
+        path: of the file, in a folder that is there.
+        text: written as UTF-8.
+        flag: what named the file, for the error; None for a file that no flag names.
 
     Raises:
         StoreError: it cannot be written.
     """
+    content = text.encode()
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise StoreError(f"--out: {path}: {error.strerror or error}") from error
+        place = f"{flag}: {path}" if flag else f"{path}"
+        raise StoreError(f"{place}: {error.strerror or error}") from error

@@ -38,6 +38,21 @@ def bench(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Have a report's plots laid out and drawn, which is all that can fail, but not rendered to pixels and paths."""
+    from bsa_bench.report import style
+
+    def save(figure, folder, name):
+        figure.draw_without_rendering()
+        files = folder / f"{name}.png", folder / f"{name}.svg"
+        for file in files:
+            file.touch()
+        return files
+
+    monkeypatch.setattr(style, "save", save)
+
+
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory):
     """Toy kernels, compiled and read: `toys(release, name, arch)`."""

@@ -15,7 +15,7 @@ import bsa_bench
 from bsa_bench.cli import run_command
 from bsa_bench.errors import EXIT_CODES
 from bsa_bench.result import Status
-from bsa_bench.run import RunSettings
+from bsa_bench.run import DeviceModel, RunSettings
 from bsa_bench.run.probe import Probe, question_of
 from bsa_bench.store import read_run
 from bsa_bench.suite import load_suite
@@ -175,12 +175,8 @@ def test_a_case_too_big_for_this_machine_is_skipped_with_its_need_and_the_rest_i
     bench, scripted, monkeypatch
 ):
     scripted()
-    model = run_command._device_model
-    monkeypatch.setattr(
-        run_command,
-        "_device_model",
-        lambda environment: model(environment).__class__("cpu", 1e12, 1e11, memory_bytes=300_000, start_s=0.0),
-    )
+    small = DeviceModel("cpu", 1e12, 1e11, memory_bytes=300_000, start_s=0.0)
+    monkeypatch.setattr(DeviceModel, "of", lambda _: small)
     code, out, _ = bench("run", "--suite", "tiny.toml", "--run-id", "r")
     assert code == 0
     by_status = {r.case.implementation: r for r in read_run("results/r").results}

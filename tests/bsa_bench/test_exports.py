@@ -15,9 +15,9 @@ from bsa_bench import load
 from bsa_bench.errors import EXIT_NOTHING_MEASURED, StoreError, UsageError
 from bsa_bench.exports import FORMATS, FormatName, NothingMeasuredError, export_run
 from bsa_bench.exports.rows import measured_rows
-from bsa_bench.exports.rows import status_words as words_of
 from bsa_bench.result import Correctness, DeviceState, ErrorFigures, Status
 from bsa_bench.store import read_run
+from bsa_bench.store.derive import derive
 
 TOOLS = [name for name, each in FORMATS.items() if not each.holds_all]
 TABLES = [name for name, each in FORMATS.items() if each.holds_all]
@@ -54,9 +54,12 @@ def test_exactly_the_rows_with_a_verified_latency_are_exported(quick):
     names = {row.name for row in measured_rows(run)}
     expected = {r.case_id for r in run.latest() if r.status is Status.OK and r.correctness and r.correctness.passed}
     assert names == expected
-    assert len(words_of(run)) == len(run.latest())
-    assert words_of(run).count("OK") == len(names)
-    assert words_of(run).count("unverified") == 1
+    derived = derive(run.latest())
+    words = [row.status_word for row in derived]
+    assert len(words) == len(run.latest())
+    assert words.count("OK") == len(names)
+    assert words.count("unverified") == 1
+    assert [row.row for row in measured_rows(run, derived[:3])] == [row for row in derived[:3] if row.is_correct]
 
 
 @pytest.mark.slow
@@ -182,6 +185,16 @@ def test_what_is_wrong_with_one_process_is_wrong_with_the_row(tmp_path):
     assert not row.settled
     assert not row.repeat_identical
     assert row.other_cpu_share == 0.3
+
+
+def test_a_case_with_a_process_that_was_not_ok_has_no_mark_of_those_that_were(tmp_path):
+    state = DeviceState(other_cpu_share=0.3, throttle_ns={"power": 1})
+    fine = made.measured(state=state, timing=made.timing(1.0, settled=False))
+    bad = made.wrong(made.case()).model_copy(update={"process_index": 1})
+    row = load(made.write_run(tmp_path / "run", [fine, bad], num_cases=1)).iloc[0]
+    assert row.status == "WRONG"
+    for name in ("is_disturbed", "is_throttled", "is_interval_short", "is_bimodal", "settled", "other_cpu_share"):
+        assert pd.isna(row[name]), name
 
 
 def test_two_groups_of_processes_are_a_mark(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from bsa_bench.cli.static_app import Request
 from bsa_bench.errors import StoreError, UsageError
 from bsa_bench.gate import compiled
-from bsa_bench.gate.compiled import drift_table, run_compiled_tier
+from bsa_bench.gate.compiled import run_compiled_tier
 from bsa_bench.gate.compiled_baseline import Provenance, read_baseline, write_baseline
 from bsa_bench.gate.compiled_compare import compare_compiled
 from bsa_bench.gate.compiled_figures import CodeFigures, CompiledFigures, CompileFailure, MainLoop
@@ -265,22 +265,6 @@ def test_configurations_are_told_apart_by_architecture_and_those_removed_come_la
         ("new", "sm_90", Verdict.SAME),
         ("gone", "sm_90", Verdict.WARNING),
     ]
-
-
-def test_the_drift_table_has_a_row_for_each_configuration_that_moved():
-    base = [figures(), figures("b"), figures("c|d"), failed("e")]
-    head = [figures(), figures("b", digest="b", ctas=1, registers=255), figures("c|d", digest="b"), failed("e")]
-    assert drift_table(compare_compiled(base, head)) == (
-        "1 of 4 compilations have the same code.\n"
-        "\n"
-        "| configuration | arch | verdict | figures that moved |\n"
-        "|---|---|---|---|\n"
-        "| `b` | sm_90 | FAILED | **CTAs per SM 2 -> 1**; registers 200 -> 255 |\n"
-        r"| `c\|d` | sm_90 | SAME | the same main loop; other code outside it |"
-        "\n"
-        "| `e` | sm_90 | NOT_MEASURED | compiles on neither side: CompilationError: no y |\n"
-    )
-    assert drift_table(compare_compiled(base[:1], head[:1])) == "1 of 1 compilations have the same code.\n"
 
 
 # The baseline

@@ -1,15 +1,19 @@
 import shutil
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from git_factory import Repository
+from run_factory import case
 
 from bsa_bench.errors import StoreError, UsageError
-from bsa_bench.gate import run
+from bsa_bench.gate import run, sides
 from bsa_bench.gate.acceptance import read_acceptances
-from bsa_bench.gate.execution import Selection, select
+from bsa_bench.gate.execution import ExecutionRequest, Selection, run_execution_tier, select
+from bsa_bench.gate.lockstep import PairSide
+from bsa_bench.gate.policy import policy_for
 from bsa_bench.gate.run import GateRequest, Outcome, accept
-from bsa_bench.gate.sides import ROOT, check_here, describe_side, has_revision, open_pair_side
+from bsa_bench.gate.sides import ROOT, check_here, describe_side, has_revision, not_held, open_pair_side
 from bsa_bench.gate.verdict import Check, GateResult, Side, TierResult, Verdict
 from bsa_bench.run.probe import Probe
 
@@ -143,11 +147,49 @@ def test_paths_are_the_sides_own_and_are_taken_from_each_revision(repository):
     with open_pair_side("HEAD", paths=[Path("src")]) as base, open_pair_side(".", paths=[Path("src")]) as head:
         assert [(side.first_paths[0] / "mine.py").read_text() for side in (base, head)] == ["x = 1\n", "x = 2\n"]
         assert head.first_paths == head.own_code == (repository.folder / "src",)
+    for path, message in (
+        (Path("lib"), r"--path lib: expected a folder relative to the top .*, in HEAD"),
+        (Path("../lib"), r"--path: got '\.\./lib', expected folders inside the repository"),
+        (repository.folder / "src", r"--path: got '/.*/src', expected folders inside the repository"),
+    ):
+        with pytest.raises(UsageError, match=message), open_pair_side("HEAD", paths=[path]):
+            pass
     with (
-        pytest.raises(UsageError, match=r"--path lib: expected a folder relative to the top .*, in HEAD"),
-        open_pair_side("HEAD", paths=[Path("lib")]),
+        pytest.raises(UsageError, match="--own-bench: got --path too"),
+        open_pair_side("HEAD", own_bench=True, paths=[Path("src")]),
     ):
         pass
+
+
+def test_what_runs_nothing_of_the_paths_is_left_out_and_refused_where_nothing_else_is_left(tmp_path, monkeypatch):
+    entry = EntryPoint("mine", "mine.engine:ENGINE", "bsa_bench.engines")
+    monkeypatch.setattr(
+        sides, "entry_points", lambda group, name: [entry] if (entry.group, entry.name) == (group, name) else []
+    )
+    (tmp_path / "mine.py").write_text("")
+    cases = {each: case(each) for each in ("bsa@gather", "bsa@mine")}
+    side = PairSide(label="HEAD", first_paths=(tmp_path,))
+    reason = "--path: no folder in HEAD holds bsa_kernels, which bsa@gather runs"
+    assert not_held(side, cases) == {"bsa@gather": f"{reason}; expected the folder that the package lies in"}
+    assert not_held(side, {}) == not_held(PairSide(label="."), cases) == {}
+    with pytest.raises(UsageError, match=reason):
+        not_held(side, {"bsa@gather": cases["bsa@gather"]})
+    (tmp_path / "bsa_kernels").mkdir()
+    assert not_held(side, cases) == {}
+
+
+def test_a_gate_of_paths_that_nothing_runs_is_refused_before_it_measures(tmp_path, monkeypatch):
+    from test_gate_cli import SUITE, fake_probe
+
+    monkeypatch.setattr("bsa_bench.gate.execution.probe", fake_probe)
+    (tmp_path / "s.toml").write_text(SUITE)
+    side = PairSide(label="HEAD", first_paths=(tmp_path / "src",))
+    request = ExecutionRequest(
+        suite=str(tmp_path / "s.toml"), base=side, head=side, policy=policy_for("cpu"), logs=tmp_path / "logs"
+    )
+    with pytest.raises(UsageError, match="--path: no folder in HEAD holds bsa_kernels, which bsa@"):
+        run_execution_tier(request)
+    assert not (tmp_path / "logs").exists()
 
 
 HEAD = Side(label="the work tree", commit="a" * 40, dirty=False)

@@ -110,6 +110,7 @@ def test_a_probe_that_answers_nothing_or_no_json_is_an_error_that_shows_it():
 
 @pytest.mark.slow
 def test_what_a_library_prints_before_the_answer_does_no_harm(found):
-    answer = {"environment": found.environment.model_dump(mode="json"), "reasons": []}
+    nothing = {name: [] for name in ("reasons", "troubles", "notes", "ceilings")}
+    answer = {"environment": found.environment.model_dump(mode="json"), **nothing}
     code = f"import json; print('welcome to some library'); print(json.dumps({answer!r}))"
     assert probe({}, device=None, threads=None, command=scripted(code)).environment == found.environment

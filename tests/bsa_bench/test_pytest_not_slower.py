@@ -1,21 +1,27 @@
 """`assert_not_slower`, by pytest inside of pytest: verdicts on a scripted machine, and the sides of real revisions."""
 
 import contextlib
-import subprocess
+import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from gate_factory import OUT_OF_MEMORY_ON_BASE, WRONG, Scripted, ScriptedBench, always
+from git_factory import Repository
 from pair_factory import Workers, kernels
 from pytest_factory import SHAPE, Machine
 from run_factory import case
 
 from bsa_bench.errors import UsageError
+from bsa_bench.gate import sides
+from bsa_bench.gate.lockstep import PairSide
+from bsa_bench.gate.sides import run_the_same
 from bsa_bench.gate.two_stage import Problem
 from bsa_bench.gate.verdict import Verdict
-from bsa_bench.pytest_support import not_slower, sides
-from bsa_bench.pytest_support.sides import Sides, open_sides
+from bsa_bench.pytest_support import not_slower
+from bsa_bench.pytest_support.not_slower import open_sides
+from bsa_bench.pytest_support.settings import Comparison
+from bsa_bench.result import Status
 from bsa_bench.run.pair_job import Reply
 
 pytest_plugins = ["pytester"]
@@ -50,12 +56,13 @@ def scripted(machine, monkeypatch):
             benches.append(self)
 
         def probe(self):
-            return Reply(sources="old"), Reply(sources=benches[0][0].__dict__.get("sources", "new"))
+            own = benches[0][0].__dict__
+            return Reply(sources="old"), own.get("head", Reply(sources=own.get("sources", "new")))
 
     @contextlib.contextmanager
     def no_sides(than, paths, case):
         assert (than, paths) == ("main", ())
-        yield Sides(base=None, head=None)
+        yield PairSide(label="main"), PairSide(label="the work tree")
 
     monkeypatch.setattr(not_slower, "LockstepBench", Bench)
     monkeypatch.setattr(not_slower, "open_sides", no_sides)
@@ -159,6 +166,21 @@ def test_equal_sources_pass_untimed(machine, scripted):
     assert benches[1].visits == []
 
 
+def test_sources_that_cannot_be_started_fail(machine, scripted):
+    broken = Scripted()
+    broken.head = Reply(status=Status.CRASHED, reason="its process ended with exit code 1: ImportError")
+    benches = scripted(broken)
+    result = run(machine, a_test())
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*is FAILED against main: the work tree cannot be started: its process ended with*"])
+    assert benches[1].visits == []
+
+
+def test_the_sources_as_they_are_are_no_revision_to_compare_with():
+    with pytest.raises(UsageError, match=r"assert_not_slower: than: got '\.', .*, expected a revision"):
+        Comparison(than=".")
+
+
 @pytest.mark.slow
 def test_tests_share_a_comparison_unless_it_asks_for_something_else(machine, scripted):
     benches = scripted(Scripted())
@@ -212,7 +234,7 @@ def test_pairs_of_processes_find_kernels_that_are_slower(machine, monkeypatch, t
 
     @contextlib.contextmanager
     def toy_sides(than, paths, case):
-        yield Sides(base, head)
+        yield base, head
 
     monkeypatch.setattr(not_slower, "open_sides", toy_sides)
     monkeypatch.setattr(not_slower, "CONTROL_ENGINES", ())  # the toy kernels would slow a control down too
@@ -225,19 +247,17 @@ def test_pairs_of_processes_find_kernels_that_are_slower(machine, monkeypatch, t
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository of somebody's own with a package under src, of which the working tree differs from `main`."""
-    package = tmp_path / "repo" / "src" / "mine"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("SPEED = 1\n")
-    monkeypatch.chdir(tmp_path / "repo")
-    identity = ["-c", "user.name=n", "-c", "user.email=e"]
-    for arguments in (["init", "-q", "-b", "main"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
-        subprocess.run(["git", *arguments], check=True)
+    """A repository of somebody's own with the package `mine` under src."""
+    made = Repository(tmp_path / "repo")
+    (made.folder / "src" / "mine").mkdir(parents=True)
+    (made.folder / "src" / "mine" / "__init__.py").write_text("SPEED = 1\n")
+    made.commit("first")
+    monkeypatch.chdir(made.folder)
     entry = EntryPoint("mine", "mine.engine:ENGINE", "bsa_bench.engines")
     monkeypatch.setattr(
         sides, "entry_points", lambda group, name: [entry] if (entry.group, entry.name) == (group, name) else []
     )
-    return package
+    return made
 
 
 @pytest.fixture
@@ -246,45 +266,51 @@ def mine():
 
 
 def test_the_sides_of_somebodys_own_packages(repository, mine):
-    with open_sides("main", ["src"], mine) as same:
-        assert same.own_sources[0] == same.own_sources[1]
-    (repository / "__init__.py").write_text("SPEED = 2  # faster\n")
-    with open_sides("main", ["src"], mine) as opened:
-        assert opened.own_sources[0] != opened.own_sources[1]
-        texts = [(side.first_paths[0] / "mine" / "__init__.py").read_text() for side in (opened.base, opened.head)]
+    kernels = [Reply(sources="installed")] * 2
+    module = repository.folder / "src" / "mine" / "__init__.py"
+    with open_sides("main", [Path("src")], mine) as same:
+        assert run_the_same(same, kernels)
+    module.write_text("SPEED = 2  # faster\n")
+    with open_sides("main", [Path("src")], mine) as (base, head):
+        assert not run_the_same((base, head), kernels)
+        texts = [(side.first_paths[0] / "mine" / "__init__.py").read_text() for side in (base, head)]
         assert texts == ["SPEED = 1\n", "SPEED = 2  # faster\n"]
-        assert (opened.base.label, opened.head.label) == ("main", "the work tree")
-    assert not Path(opened.base.first_paths[0]).exists()
+        assert (base.label, head.label) == ("main", "the work tree")
+    assert not base.first_paths[0].exists()
+    module.write_text("SPEED = \n")
+    with open_sides("main", [Path("src")], mine) as broken:
+        assert not run_the_same(broken, kernels)
 
 
 def test_sides_that_would_be_the_same_by_mistake_are_refused(repository, mine):
-    (repository.parents[1] / "other").mkdir()
-    for revision, paths, of, message in (
-        ("main", [], mine, r"is not bsa-bench's own; set the ini value bsa_paths"),
-        ("main", ["lib"], mine, r"bsa_paths: the work tree: has no folder 'lib'"),
-        ("main", ["other"], mine, r"bsa_paths: got other, expected a folder that holds bsa_kernels or mine"),
-        (
-            "main",
-            ["src"],
-            case(),
-            r"bsa_paths: got src, expected a folder that holds bsa_kernels, which full@sdpa-flash",
-        ),
-        ("no-such", ["src"], mine, r"revision 'no-such'"),
+    (repository.folder / "other").mkdir()
+    for revision, path, of, message in (
+        ("main", None, mine, r"expected a revision of bsa-bench; of another repository, .* packages with bsa_paths"),
+        ("main", "lib", mine, r"bsa_paths lib: expected a folder relative to the top of the repository, in main"),
+        ("HEAD", "other", mine, r"bsa_paths other: expected a folder .*, in HEAD"),
+        # One level too deep, the package would be found where it is installed.
+        ("main", "src/mine", mine, r"bsa_paths: no folder in main holds bsa_kernels or mine, which full@mine runs"),
+        ("main", "src", case(), r"bsa_paths: no folder in main holds bsa_kernels, which full@sdpa-flash runs"),
+        ("main", "../repo/src", mine, r"bsa_paths: got '\.\./repo/src', expected folders inside the repository"),
+        ("no-such", "src", mine, r"revision 'no-such': no such commit, branch or tag here"),
     ):
+        paths = [Path(path)] if path else []
         with pytest.raises(UsageError, match=message), open_sides(revision, paths, of):
             pass
 
 
-def test_a_revision_without_the_folder_and_a_place_without_a_repository_are_refused(
+def test_a_side_without_the_package_and_a_place_without_a_repository_are_refused(
     repository, mine, tmp_path, monkeypatch
 ):
-    repository.parent.rename(repository.parents[1] / "lib")
+    (repository.folder / "src" / "other.py").write_text("")
+    repository.commit("second")
+    shutil.rmtree(repository.folder / "src" / "mine")
     with (
-        pytest.raises(UsageError, match="bsa_paths: revision 'main': has no folder 'lib'"),
-        open_sides("main", ["lib"], mine),
+        pytest.raises(UsageError, match="bsa_paths: no folder in the work tree holds bsa_kernels or mine, which"),
+        open_sides("main", [Path("src")], mine),
     ):
         pass
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    with pytest.raises(UsageError, match="is in no git repository"), open_sides("main", [], mine):
+    with pytest.raises(UsageError, match=r"revision 'main': .*not a git repository"), open_sides("main", [], mine):
         pass

@@ -10,8 +10,8 @@ import pytest
 import report_factory as made
 
 from bsa_bench.errors import StoreError
-from bsa_bench.report import style, write_report
-from bsa_bench.result import Status
+from bsa_bench.report import write_report
+from bsa_bench.result import CrossCheck, Status
 
 WITHOUT = {"union_efficiency": None, "list_mean": None, "list_max": None}
 
@@ -19,20 +19,6 @@ WITHOUT = {"union_efficiency": None, "list_mean": None, "list_max": None}
 def report_of(tmp_path, results, **run_fields):
     files = write_report(made.write_run(tmp_path / "run", results, **run_fields), tmp_path / "report")
     return files, files.markdown.read_text(encoding="utf-8")
-
-
-@pytest.fixture
-def unrendered(monkeypatch):
-    """Have plots laid out and drawn, which is all that can fail, but not rendered twice to pixels and paths."""
-
-    def save(figure, folder, name):
-        figure.draw_without_rendering()
-        files = folder / f"{name}.png", folder / f"{name}.svg"
-        for file in files:
-            file.touch()
-        return files
-
-    monkeypatch.setattr(style, "save", save)
 
 
 def section(text, heading):
@@ -192,6 +178,22 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
 def test_a_report_holds_whatever_a_run_lacks(tmp_path, results, says):
     _, text = report_of(tmp_path, results)
     assert says in text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unrendered")
+def test_cases_whose_timers_disagree_are_named_and_no_others(tmp_path):
+    def timed(implementation, checked_s):
+        check = CrossCheck(timer="device-span", median_s=checked_s, num_samples=20)
+        timing = made.timing(1.0, timer="event", cache="cold", cross_check=check)
+        return made.measured(made.case(implementation), timing=timing)
+
+    results = made.renumber([timed("bsa@gather", 0.99), timed("bsa@flex", 0.9)])
+    body = section(report_of(tmp_path, results)[1], "To keep in mind")
+    (line,) = [line for line in body.splitlines() if "two timers" in line]
+    assert line.endswith(
+        "3.00% apart, so that one of them measures something else: `bsa@flex` (forward) at 1,024 tokens."
+    )
 
 
 @pytest.mark.slow

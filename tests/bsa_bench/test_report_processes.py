@@ -9,7 +9,7 @@ import pytest
 import report_factory as made
 from rich.console import Console
 
-from bsa_bench.report import build, style, write_report
+from bsa_bench.report import build, write_report
 from bsa_bench.report.labels import interval_text, speedup_text
 from bsa_bench.report.terminal import print_table
 from bsa_bench.store import read_run
@@ -28,20 +28,6 @@ FOOTNOTE = "One process: the interval is of the samples within it and says nothi
 def unplotted(monkeypatch):
     """Leave plots out."""
     monkeypatch.setattr(build, "draw_plots", lambda *_: [])
-
-
-@pytest.fixture
-def unrendered(monkeypatch):
-    """Have plots laid out and drawn, but not rendered."""
-
-    def save(figure, folder, name):
-        figure.draw_without_rendering()
-        files = folder / f"{name}.png", folder / f"{name}.svg"
-        for file in files:
-            file.touch()
-        return files
-
-    monkeypatch.setattr(style, "save", save)
 
 
 def printed(tmp_path, results, **run_fields):
@@ -144,6 +130,16 @@ def test_a_run_that_lacks_processes_says_so_and_keeps_its_figures(tmp_path):
     text = reported(tmp_path, FIVE, num_cases=2, num_processes=6, seed=0)
     assert "**Unfinished**, cases left: 2 of 2; --resume goes on." in text
     assert "8.10x [7.40, 8.90], 5 processes" in text
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_one_process_that_did_not_repeat_its_bits_is_enough_to_say_so(tmp_path):
+    results = [
+        each.model_copy(update={"correctness": each.correctness.model_copy(update={"repeat_identical": same})})
+        for each, same in zip(made.repeated(SPARSE, medians=[1.0, 1.0]), (True, False), strict=True)
+    ]
+    (line,) = [line for line in reported(tmp_path, results).splitlines() if line.startswith("| `bsa@gather` | correct")]
+    assert line.endswith("| no |")
 
 
 @pytest.mark.slow

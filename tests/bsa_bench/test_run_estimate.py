@@ -4,13 +4,23 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_factory import case, three_passes
+from run_factory import case, environment, three_passes
 
 from bsa_bench.run import DeviceModel, plan_run, predict
 from bsa_bench.run.estimate import Pace, available_memory_bytes, group_seconds
 from bsa_bench.run.order import budget_order, group_cases, most_informative_first
 
 CPU = DeviceModel.cpu(threads=2, memory_bytes=8 << 30)
+
+
+def test_a_device_is_modelled_by_its_environment():
+    here = environment().model_copy(update={"cpu": {"threads": 2}})
+    cpu = DeviceModel.of(here)
+    assert (cpu.kind, cpu.flop_per_s, cpu.start_s) == ("cpu", CPU.flop_per_s, CPU.start_s)
+    assert cpu.memory_bytes > 0
+    details = {"memory_bytes": 141 << 30}
+    gpu = here.model_copy(update={"device_kind": "cuda", "device_name": "NVIDIA H200", "device_details": details})
+    assert DeviceModel.of(gpu) == DeviceModel.cuda(name="NVIDIA H200", memory_bytes=141 << 30)
 
 
 def test_dense_flop_are_exact_and_backward_costs_two_and_a_half_times_as_much():

@@ -7,6 +7,7 @@ import pytest
 
 from bsa_bench.stats.processes import (
     BOOTSTRAP_FROM,
+    bootstrap_ratio,
     geometric_mean,
     hierarchical_bootstrap,
     summarise_processes,
@@ -115,6 +116,17 @@ def test_the_bootstrap_agrees_with_scipys_on_processes_of_one_sample():
     ).confidence_interval
     ours = hierarchical_bootstrap([[value] for value in values], level=0.9, rounds=9999)
     assert ours == pytest.approx((theirs.low, theirs.high))
+
+
+def test_the_interval_of_a_ratio_has_the_scatter_of_both_sides():
+    measured = processes(np.random.default_rng(DRAWS), 12)
+    low, high = hierarchical_bootstrap(measured, seed=3)
+    assert bootstrap_ratio([[2.0, 2.0]] * 7, measured, seed=3) == pytest.approx((low / 2, high / 2))
+    both = bootstrap_ratio(measured, measured, seed=3)
+    assert both[0] < low < 1 < high < both[1]
+    for sides in (([[]], measured), (measured, [[math.nan]])):
+        with pytest.raises(ValueError, match="processes: expected"):
+            bootstrap_ratio(*sides)
 
 
 @pytest.mark.slow

@@ -128,17 +128,20 @@ def test_a_table_reads_back_as_it_was_written(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path):
-    check_place(tmp_path / "tiles.toml")
+    check_place(tmp_path / "tiles.toml", flag="--out")
     for wrong in (tmp_path, tmp_path / "missing" / "tiles.toml"):
-        with pytest.raises(StoreError, match="expected a file in a folder that can be written"):
-            check_place(wrong)
+        with pytest.raises(StoreError, match=r"^--tiles: .* expected a file in a folder that can be written"):
+            check_place(wrong, flag="--tiles")
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_and_what_was_there_stays(tmp_path):
-    with pytest.raises(StoreError, match=r"--out: .*gone"):
-        write_whole(tmp_path / "gone" / "tiles.toml", "text")
+    gone = tmp_path / "gone" / "tiles.toml"
+    with pytest.raises(StoreError, match=r"^--out: .*gone"):
+        write_whole(gone, "text", flag="--out")
+    with pytest.raises(StoreError, match=rf"^{gone}: No such file"):
+        write_whole(gone, "text")
     old = tmp_path / "tiles.toml"
     old.write_text("old")
     with pytest.raises(UnicodeEncodeError):
         write_whole(old, "\ud800")
-    assert [path.read_text() for path in tmp_path.glob("tiles.toml")] == ["old"]
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("tiles.toml", "old")]

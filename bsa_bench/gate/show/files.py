@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.errors import UsageError
 from bsa_bench.gate.document import document
 from bsa_bench.gate.show.junit import junit
 from bsa_bench.gate.show.markdown import markdown
@@ -28,8 +27,7 @@ def check_outputs(*, json_path: Path | None, markdown_path: Path | None, junit_p
         twins = [other for other, there in paths.items() if there.resolve() == path.resolve()]
         if len(twins) > 1:
             raise UsageError(f"{' and '.join(twins)}: got {path} for both, expected a file for each")
-        with _told_of(flag):
-            check_place(path)
+        check_place(path, flag=flag)
 
 
 def write_outputs(
@@ -43,19 +41,9 @@ def write_outputs(
     """
     check_outputs(json_path=json_path, markdown_path=markdown_path, junit_path=junit_path)
     for flag, path in _paths(json_path, markdown_path, junit_path).items():
-        with _told_of(flag):
-            write_whole(path, _WRITERS[flag](result))
+        write_whole(path, _WRITERS[flag](result), flag=flag)
 
 
 def _paths(json_path: Path | None, markdown_path: Path | None, junit_path: Path | None) -> dict[str, Path]:
     paths = zip(_WRITERS, (json_path, markdown_path, junit_path), strict=True)
     return {flag: path for flag, path in paths if path is not None}
-
-
-@contextmanager
-def _told_of(flag: str) -> Iterator[None]:
-    """An error names this flag: `whole_file` knows only `--out`."""
-    try:
-        yield
-    except StoreError as error:
-        raise StoreError(f"{flag}: {str(error).removeprefix('--out: ')}") from error
