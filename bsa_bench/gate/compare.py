@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from bsa_bench.errors import UsageError
@@ -18,6 +18,7 @@ from bsa_bench.result import Case, Result, Status, worst_status
 from bsa_bench.run.resume import environment_changes
 from bsa_bench.stats.pairs import detectable_effect
 from bsa_bench.stats.processes import bootstrap_ratio, geometric_mean, summarise_processes
+from bsa_bench.store.derive import Row, derive
 from bsa_bench.store.reader import Run
 
 LEAST_PROCESSES = 5
@@ -27,12 +28,16 @@ _VERIFIED = (Status.VERIFIED_ONLY, Status.COUNTED)
 
 @dataclass(frozen=True)
 class Measured:
-    """One case over its processes: the samples of each, or why there are none, and in which environment."""
+    """One case over its processes: the samples of each, or why there are none, and in which environment.
+
+    `trouble` says what disturbed the measurement, where something did.
+    """
 
     case: Case
     status: Status
     env_hash: str
     processes: tuple[tuple[float, ...], ...]
+    trouble: str | None = None
 
 
 def measured_of(run: Run) -> dict[str, Measured]:
@@ -48,7 +53,18 @@ def measured_of(run: Run) -> dict[str, Measured]:
         worst = worst_status(r.status for r in each) or Status.NOT_MEASURED
         samples = tuple(tuple(r.timing.samples) for r in each if r.timing) if worst is Status.OK else ()
         found[name] = Measured(each[0].case, worst, each[0].env_hash, samples)
+    for row in derive(run.latest()):
+        if trouble := _trouble(row):
+            found[row.result.case_hash] = replace(found[row.result.case_hash], trouble=trouble)
     return found
+
+
+def _trouble(row: Row) -> str | None:
+    if row.is_throttled:
+        return "the device throttled meanwhile"
+    if row.is_disturbed:
+        return f"others took {100 * (row.other_cpu_share or 0):.0f} % of the processor's time meanwhile"
+    return None
 
 
 def compare_runs(base: Run, head: Run, policy: Policy, *, allow_other_environment: bool = False) -> list[Check]:
@@ -148,8 +164,12 @@ def _check(name: str, base: Measured | None, head: Measured | None, policy: Poli
         verdict, reason = _judge(pairs, min(len(base.processes), len(head.processes)), policy)
         check = Check(tier=tier, name=name, verdict=verdict, reason=reason, pairs=pairs)
         # A run that was resumed elsewhere has cases of several environments.
-        is_same = base.env_hash == head.env_hash
-        return check if is_same else _without_verdict(check, "the runs measured this case in different environments")
+        if base.env_hash != head.env_hash:
+            return _without_verdict(check, "the runs measured this case in different environments")
+        for side, measured in (("base", base), ("head", head)):
+            if measured.trouble:
+                return _without_verdict(check, f"the {side} was disturbed: {measured.trouble}")
+        return check
     if base.status in _VERIFIED and head.status in _VERIFIED:
         reason = f"came to {head.status}: it has no time to compare"
         return Check(tier=tier, name=name, verdict=Verdict.VERIFIED, reason=reason)
@@ -175,7 +195,7 @@ def _judge(pairs: Pairs, num_processes: int, policy: Policy) -> tuple[Verdict, s
     if pairs.p is not None and pairs.p < policy.significance and abs(math.log(pairs.ratio)) > bound:
         return (Verdict.SLOWER if pairs.ratio > 1 else Verdict.FASTER), None
     # What scatters more is not the same within more.
-    same_within = math.log1p(policy.limit)
+    same_within = math.log1p(policy.limit_of(None, pairs.base_s))
     if pairs.low and pairs.high and -same_within <= math.log(pairs.low) and math.log(pairs.high) <= same_within:
         return Verdict.SAME, None
     return Verdict.AMBIGUOUS, "the processes tell no more"

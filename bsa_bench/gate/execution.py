@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bsa_bench.catalog import check_implementations, unsupported_case
-from bsa_bench.gate.lockstep import CPU_VARIABLES, LockstepBench, LockstepSettings, PairSide
+from bsa_bench.errors import StoreError
+from bsa_bench.gate.host_cases import HOST_CASES
+from bsa_bench.gate.lockstep import CPU_VARIABLES, HostOperation, LockstepBench, LockstepSettings, PairSide
+from bsa_bench.gate.pair_job import Reply
 from bsa_bench.gate.policy import Policy
-from bsa_bench.gate.sides import not_held, run_the_same
+from bsa_bench.gate.sides import compute_the_same, not_held, own_packages, run_the_same
 from bsa_bench.gate.two_stage import decide
 from bsa_bench.gate.verdict import Check, Tier, TierResult, Verdict, tier_of
 from bsa_bench.result import Case, Environment, Status
 from bsa_bench.run.estimate import compiles_at_first_call, is_interpreted
 from bsa_bench.run.job import DeviceKind
-from bsa_bench.run.pair_job import Reply
 from bsa_bench.run.probe import probe, question_of
 from bsa_bench.suite import load_suite, override
 
@@ -80,20 +82,24 @@ class Selection:
     Attributes:
         timed: cases whose code may have changed.
         controls: cases of which nothing of ours runs.
+        host: operations on the host.
         verified: cases that can be checked here but not timed.
         left_out: names, and why nothing of them is measured.
+        refused: of those, cases that the head's engines refuse on this machine.
     """
 
     environment: Environment
     timed: dict[str, Case] = field(default_factory=dict)
     controls: dict[str, Case] = field(default_factory=dict)
+    host: dict[str, HostOperation] = field(default_factory=dict)
     verified: dict[str, Case] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, Case] = field(default_factory=dict)
 
     @property
-    def cases(self) -> dict[str, Case]:
+    def cases(self) -> dict[str, Case | HostOperation]:
         """All that is measured or verified."""
-        return self.timed | self.controls | self.verified
+        return {**self.timed, **self.controls, **self.host, **self.verified}
 
     def leave_out(self, reasons: Mapping[str, str]) -> None:
         """Measure nothing of these cases, for these reasons."""
@@ -139,6 +145,8 @@ def select(suite: str, overrides: Sequence[str], device: DeviceKind, *, threads:
             # Which engines a machine has not is no news of a revision.
             if not case.claims.is_dense:
                 selection.left_out[case.case_id] = reason
+                if unsupported_case(case) is None:
+                    selection.refused[case.case_id] = case
         elif case.claims.is_dense:
             dense.append(case)
         elif not case.claims.timed or (device == "cpu" and is_interpreted(case.engine)):
@@ -152,6 +160,8 @@ def select(suite: str, overrides: Sequence[str], device: DeviceKind, *, threads:
         else:
             selection.timed[case.case_id] = case
     selection.controls = {case.case_id: case for case in _controls(dense)}
+    if device == "cpu" and not (is_asked or is_asked_for_passes):
+        selection.host = {f"host/{name}": HostOperation(name) for name in HOST_CASES}
     return selection
 
 
@@ -166,13 +176,17 @@ def run_execution_tier(
         StoreError: the logs cannot be written.
     """
     started = time.monotonic()
+    sides = request.base, request.head
     selection = select(request.suite, request.overrides, request.device, threads=request.threads)
-    for side in (request.base, request.head):
+    for side in sides:
         selection.leave_out(not_held(side, selection.timed | selection.verified))
     if not selection.timed and not selection.verified:
         reason = f"suite {request.suite}: none of its sparse cases can be measured here"
         result = TierResult(tier=request.tier, reason=reason, notes=tuple(_left_out(selection)))
         return result, selection.environment
+    packages = own_packages(sides)
+    selection.host = {name: each for name, each in selection.host.items() if HOST_CASES[each.name].package in packages}
+    deadline = started + request.budget_s
     bench = LockstepBench(
         selection.cases,
         base=request.base,
@@ -185,45 +199,93 @@ def run_execution_tier(
             call_limit_s=request.call_limit_s,
         ),
         seed=request.seed,
+        out_of_time=lambda: time.monotonic() > deadline,
         tell=tell,
     )
-    base, head = bench.probe()
-    is_started = head.status is Status.OK
-    is_unchanged = (
-        is_started and not request.measure_unchanged and run_the_same((request.base, request.head), (base, head))
-    )
-    checks: list[Check] = []
-    if not is_started:
-        reason = f"{request.head.label} cannot be started: {head.reason}"
+    told = bench.probe()
+    is_measured = False
+    if told[1].status is not Status.OK:
+        reason = f"{request.head.label} cannot be started: {told[1].reason}"
         checks = _all(selection, request, Verdict.FAILED, reason)
-    elif is_unchanged:
-        reason = "both sides run the same sources (comments and docstrings aside); --measure-unchanged times it"
-        checks = _all(selection, request, Verdict.UNCHANGED, reason)
+    elif run_the_same(sides, told) and not request.measure_unchanged:
+        checks = _unchanged(selection, request, bench, tell)
     else:
-        verified: list[Check] = []
-        if selection.verified:
-            # First, and without a deadline of its own: what is wrong counts more than what is slow.
-            tell("verifying what cannot be timed here")
-            verified = _verified_checks(bench.verify(list(selection.verified)), request.tier)
-        deadline = started + request.budget_s
-        decided = decide(
-            list(selection.timed),
-            bench,
-            request.policy,
-            tier=request.tier,
-            controls=list(selection.controls),
-            seed=request.seed,
-            out_of_time=lambda: time.monotonic() + bench.last_pair_s > deadline,
-            tell=tell,
-        )
-        checks = [*(_judged_by_noise(check, request.max_detectable) for check in decided), *verified]
+        is_measured = True
+        checks = _measured(selection, request, bench, deadline, tell)
     result = TierResult(
         tier=request.tier,
         checks=tuple(checks),
-        notes=(*(_notes(request) if is_started and not is_unchanged else ()), *_left_out(selection)),
+        notes=(*(_notes(request) if is_measured else ()), *_left_out(selection)),
         wall_s=time.monotonic() - started,
     )
     return result, selection.environment
+
+
+def _unchanged(
+    selection: Selection, request: ExecutionRequest, bench: LockstepBench, tell: Callable[[str], None]
+) -> list[Check]:
+    """What runs the same kernels is as fast as it was; what the benchmark makes of them is verified if it changed."""
+    if compute_the_same((request.base, request.head)):
+        reason = "both sides run the same sources (comments and docstrings aside); --measure-unchanged times it"
+        return _all(selection, request, Verdict.UNCHANGED, reason)
+    tell("the kernels are the same, methods or engines of the benchmark are not: verifying")
+    reason = "the kernels are the same at both sides, methods or engines of the benchmark are not"
+    checks = _verified_checks(bench.verify([*selection.timed, *selection.verified]), request.tier)
+    return [
+        check.model_copy(update={"reason": reason}) if check.verdict is Verdict.VERIFIED else check for check in checks
+    ]
+
+
+def _measured(
+    selection: Selection,
+    request: ExecutionRequest,
+    bench: LockstepBench,
+    deadline: float,
+    tell: Callable[[str], None],
+) -> list[Check]:
+    checks = _lost(selection, request)
+    if selection.verified:
+        # First, and without a deadline of its own: what is wrong counts more than what is slow.
+        tell("verifying what cannot be timed here")
+        checks += _verified_checks(bench.verify(list(selection.verified)), request.tier)
+    decided = decide(
+        [*selection.timed, *selection.host],
+        bench,
+        request.policy,
+        tier=request.tier,
+        controls=list(selection.controls),
+        seed=request.seed,
+        out_of_time=lambda: time.monotonic() + bench.last_pair_s > deadline,
+        tell=tell,
+    )
+    return [*(_judged_by_noise(check, request.max_detectable) for check in decided), *checks]
+
+
+def _lost(selection: Selection, request: ExecutionRequest) -> list[Check]:
+    """Cases that the head refuses on this machine and the base does not."""
+    if not selection.refused:
+        return []
+    side = request.base
+    asked = {request.device: [question_of(case) for case in selection.refused.values()]}
+    command = (side.command[0], "-P", "-m", "bsa_bench.worker")
+    try:
+        found = probe(
+            asked, device=request.device, threads=request.threads, command=command, environment=side.environment()
+        )
+    except StoreError as error:
+        reason = f"whether {side.label} runs what the head refuses is not known: {error}"
+        return [Check(tier=request.tier, name="refused cases", verdict=Verdict.NOT_MEASURED, reason=reason)]
+    lost = [name for name, case in selection.refused.items() if found.unavailable(case) is None]
+    why = {name: selection.left_out.pop(name) for name in lost}
+    return [
+        Check(
+            tier=request.tier,
+            name=name,
+            verdict=Verdict.FAILED,
+            reason=f"{side.label} runs it, {request.head.label} does not: {reason}",
+        )
+        for name, reason in why.items()
+    ]
 
 
 def _judged_by_noise(check: Check, max_detectable: float | None) -> Check:
@@ -259,7 +321,7 @@ def _controls(dense: Sequence[Case]) -> list[Case]:
 def _verified_checks(replies: dict[str, Reply], tier: Tier) -> list[Check]:
     found = []
     for name, reply in replies.items():
-        if reply.status in {Status.VERIFIED_ONLY, Status.COUNTED}:
+        if reply.status in {Status.OK, Status.VERIFIED_ONLY, Status.COUNTED}:
             verdict = Verdict.VERIFIED
         else:
             verdict = Verdict.WRONG if reply.status is Status.WRONG else Verdict.FAILED

@@ -1,29 +1,34 @@
 """What runs on the host and could get slow: named operations of a few milliseconds, each made ready before it is timed.
 
-`HOST_CASES` holds them by name; tests/benchmarks times them by hand, and checks what they give.
+`HOST_CASES` holds them by name. Tier 2 of the gate times them at both sides; tests/benchmarks checks what they give,
+and times them by hand.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import bsa_bench
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bsa_bench.result import PassName
     from bsa_bench.store.reader import Run
     from bsa_kernels.grid import BlockGrid
     from bsa_kernels.plan import BlockPlan
 
 GRID, SMALL_GRID, LARGE_GRID = (16, 32, 32), (8, 16, 16), (32, 48, 48)
 """16,384, 2,048 and 73,728 tokens: what is slower gets less."""
+DISPATCH_GRID = (8, 8, 16)
+"""What is dispatched costs the same at any length; what torch computes meanwhile does not, so there is little of it."""
 BLOCK, SMALL_BLOCK = (4, 4, 4), (1, 4, 4)
 NUM_HEADS, DENSITY = 4, 0.1
 REFERENCE_RUN = Path(bsa_bench.__file__).parents[1] / "results" / "reference" / "quick-amd-epyc-2-cores"
@@ -36,11 +41,38 @@ class HostCase:
 
     Args:
         title: what it does, for a table.
+        package: whose code it times, the kernels' or the benchmark's own.
         make: makes everything that it needs; what it returns is the operation, which gives the same at each call.
     """
 
     title: str
+    package: Literal["bsa_kernels", "bsa_bench"]
     make: Callable[[], Callable[[], object]]
+
+
+def _dispatch(passes: PassName) -> Callable[[], object]:
+    from bsa_bench.catalog import build_operator, make_case
+    from bsa_bench.gate.count_host import record_launches
+    from bsa_bench.gate.count_inputs import make_inputs
+    from bsa_bench.inputs import random_like_output
+    from bsa_bench.measure.passes import Subject, pass_call
+    from bsa_bench.workload import Workload
+
+    if os.environ.get("TRITON_INTERPRET"):
+        raise RuntimeError("TRITON_INTERPRET: expected it unset, for an interpreted kernel makes no launch")
+    workload = Workload(grid=DISPATCH_GRID, heads=1, head_dim=64, dtype="float16")
+    # Whatever input it names, that of `count_inputs` is taken.
+    case = make_case(suite="host", workload=workload, implementation="bsa@triton", passes=passes)
+    tensors = make_inputs(workload)
+    operator = build_operator(case, scale=float(workload.head_dim**-0.5))
+    grad = random_like_output(workload, "cpu")
+    call = pass_call(Subject(operator, tensors, tuple(tensors), grad), passes)
+
+    def dispatch() -> object:
+        with record_launches():
+            return call()
+
+    return dispatch
 
 
 def _plan_from_scores() -> Callable[[], BlockPlan]:
@@ -161,17 +193,29 @@ def _scores(num_blocks: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
+def _kernels(title: str, make: Callable[[], Callable[[], object]]) -> HostCase:
+    return HostCase(title=title, package="bsa_kernels", make=make)
+
+
+def _bench(title: str, make: Callable[[], Callable[[], object]]) -> HostCase:
+    return HostCase(title=title, package="bsa_bench", make=make)
+
+
 HOST_CASES: dict[str, HostCase] = {
-    "plan-from-scores": HostCase(title="select KV blocks from scores, make the plan", make=_plan_from_scores),
-    "block-lists": HostCase(title="turn a plan's bits into lists of KV blocks", make=_block_lists),
-    "group-tables": HostCase(title="list the ways to group query blocks", make=_group_tables),
-    "shared-lists": HostCase(title="choose the query blocks that share a list, count its blocks", make=_shared_lists),
-    "token-tables": HostCase(title="find the tokens of each block", make=_token_tables),
-    "by-key-tables": HostCase(title="list the query rows of each KV block", make=_by_key_tables),
-    "suite": HostCase(title="load a suite and expand its cases", make=_suite),
-    "results": HostCase(title="read a stored run", make=_results),
-    "rows": HostCase(title="derive rows, baselines and speed-ups from results", make=_derived_rows),
-    "report-tables": HostCase(title="write the findings and tables of a report", make=_report_tables),
-    "bootstrap": HostCase(title="bootstrap the interval of 12 processes", make=_bootstrap),
+    "dispatch-forward": _kernels("all that a forward by Triton does but the launches", partial(_dispatch, "forward")),
+    "dispatch-training": _kernels(
+        "all that forward and backward by Triton do but the launches", partial(_dispatch, "forward+backward")
+    ),
+    "plan-from-scores": _kernels("select KV blocks from scores, make the plan", _plan_from_scores),
+    "block-lists": _kernels("turn a plan's bits into lists of KV blocks", _block_lists),
+    "group-tables": _kernels("list the ways to group query blocks", _group_tables),
+    "shared-lists": _kernels("choose the query blocks that share a list, count its blocks", _shared_lists),
+    "token-tables": _kernels("find the tokens of each block", _token_tables),
+    "by-key-tables": _kernels("list the query rows of each KV block", _by_key_tables),
+    "suite": _bench("load a suite and expand its cases", _suite),
+    "results": _bench("read a stored run", _results),
+    "rows": _bench("derive rows, baselines and speed-ups from results", _derived_rows),
+    "report-tables": _bench("write the findings and tables of a report", _report_tables),
+    "bootstrap": _bench("bootstrap the interval of 12 processes", _bootstrap),
 }
 """By name; the names stay, so that a case is the same one at both sides of a comparison."""

@@ -16,7 +16,6 @@ from bsa_bench.stats.processes import two_modes
 Stage = Literal["screen", "confirm"]
 Noise = tuple[float, int]
 """Standard deviation of a pair's log ratio, and the degrees of freedom behind it."""
-_CALIBRATED_FREEDOMS = 200
 _CONFIRM_POWER = 0.9
 """An effect that both the screen and the confirmation find 9 times in 10 is found 8 times in 10."""
 _ASIDE = 0.25
@@ -92,7 +91,7 @@ def machine_noise(groups: Sequence[Sequence[float]], policy: Policy) -> Noise | 
     seen = shared_sd(groups)
     if policy.sd is None:
         return seen
-    known = (policy.sd, _CALIBRATED_FREEDOMS)
+    known = (policy.sd, policy.num_freedoms)
     return seen if seen is not None and is_noisier(seen, known) else known
 
 

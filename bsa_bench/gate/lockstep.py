@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bsa_bench.errors import BenchError
+from bsa_bench.gate.pair_job import Finish, Prepare, PrepareHost, Reply, Sample, SetUp
 from bsa_bench.gate.pair_process import CPU_VARIABLES, WORKER_COMMAND, PairProcess, PairSide
 from bsa_bench.gate.two_stage import PairSample, Problem
 from bsa_bench.gate.verdict import Verdict
 from bsa_bench.result import Case, Status
 from bsa_bench.run.job import DeviceKind
-from bsa_bench.run.pair_job import Finish, Prepare, Reply, Sample, SetUp
 
 __all__ = ["CPU_VARIABLES", "WORKER_COMMAND", "LockstepBench", "LockstepSettings", "PairSide"]
 
@@ -47,6 +47,13 @@ class LockstepSettings:
     call_limit_s: float = math.inf
 
 
+@dataclass(frozen=True)
+class HostOperation:
+    """An operation of `host_cases` by its name, measured like a case."""
+
+    name: str
+
+
 class LockstepBench:
     """A `PairBench` of real processes.
 
@@ -55,22 +62,24 @@ class LockstepBench:
         base, head: the two sides.
         settings: how.
         seed: of which side calls first in a turn.
+        out_of_time: asked before each case; what is left of a pair then is not measured.
         tell: told what happens.
     """
 
     def __init__(
         self,
-        cases: Mapping[str, Case],
+        cases: Mapping[str, Case | HostOperation],
         *,
         base: PairSide,
         head: PairSide,
         settings: LockstepSettings,
         seed: int = 0,
+        out_of_time: Callable[[], bool] = lambda: False,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._cases, self._sides, self._settings = cases, (base, head), settings
         self._random = random.Random(seed)
-        self._tell = tell
+        self._out_of_time, self._tell = out_of_time, tell
         self._verified: set[str] = set()
         self.last_pair_s = 0.0
 
@@ -91,18 +100,26 @@ class LockstepBench:
 
     def _measure(self, names: Sequence[str]) -> dict[str, PairSample | Problem]:
         found: dict[str, PairSample | Problem] = {}
-        workloads = dict.fromkeys(self._cases[name].workload.digest for name in names)
-        pending = [name for each in workloads for name in names if self._cases[name].workload.digest == each]
+        workloads = dict.fromkeys(map(self._workload, names))
+        pending = [name for each in workloads for name in names if self._workload(name) == each]
         while pending:
             with contextlib.ExitStack() as stack:
                 sides = self._processes(stack)
                 if problem := self._start(sides):
                     return found | dict.fromkeys(pending, problem)
                 while pending and all(side.is_alive for side in sides):
+                    if self._out_of_time():
+                        late = Problem(Verdict.NOT_MEASURED, "no time was left for it in this pair")
+                        return found | dict.fromkeys(pending, late)
                     name = pending.pop(0)
                     self._tell(name)
                     found[name] = self._visit(name, sides)
         return found
+
+    def _workload(self, name: str) -> str:
+        """What the cases of one input have in common."""
+        case = self._cases[name]
+        return case.workload.digest if isinstance(case, Case) else ""
 
     def probe(self) -> tuple[Reply, Reply]:
         """Start both sides once and say what code they import; the reply of a head that cannot start is not OK.
@@ -134,7 +151,9 @@ class LockstepBench:
                 while pending and process.is_alive:
                     name = pending.pop(0)
                     self._tell(name)
-                    found[name] = process.ask(Prepare(case=self._cases[name], verify=True))
+                    case = self._cases[name]
+                    assert isinstance(case, Case), "an operation on the host has no oracle"
+                    found[name] = process.ask(Prepare(case=case, verify=True))
         return found
 
     def _processes(self, stack: contextlib.ExitStack) -> list[PairProcess]:
@@ -160,7 +179,8 @@ class LockstepBench:
     def _visit(self, name: str, sides: Sequence[PairProcess]) -> PairSample | Problem:
         case, is_first = self._cases[name], name not in self._verified
         # One after the other: two that prepare at once would take each other's processor.
-        prepared = [side.ask(Prepare(case=case, verify=is_first)) for side in sides]
+        request = Prepare(case=case, verify=is_first) if isinstance(case, Case) else PrepareHost(operation=case.name)
+        prepared = [side.ask(request) for side in sides]
         if problem := self._problem(prepared):
             return problem
         call_s = [reply.seconds or 0.0 for reply in prepared]

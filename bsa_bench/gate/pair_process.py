@@ -18,12 +18,12 @@ from pydantic import ValidationError
 
 import bsa_bench
 from bsa_bench.errors import BenchError, StoreError
+from bsa_bench.gate.pair_job import Asked, Reply
 from bsa_bench.result import Status
 from bsa_bench.run.job import DeviceKind
-from bsa_bench.run.pair_job import Finish, Prepare, Reply, Sample, SetUp
 
 # With -P the working directory is no place to import from: a side is what its paths say.
-WORKER_COMMAND = (sys.executable, "-P", "-m", "bsa_bench.pair_worker")
+WORKER_COMMAND = (sys.executable, "-P", "-m", "bsa_bench.gate.pair_worker")
 CPU_VARIABLES = {
     # Memory in huge pages: where its pages lie is most of what a process keeps for its life.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -45,6 +45,7 @@ class PairSide:
         label: what to call it.
         first_paths: folders that come before all others on the module path; none for the code that runs this.
         own_code: folders beside the kernels whose code is the side's own; if they differ, so do the sides.
+        bench: the benchmark's package as it is there, whether or not the side runs it; None where it has none.
         command: starts the worker.
         variables: added to its environment.
     """
@@ -52,6 +53,7 @@ class PairSide:
     label: str
     first_paths: tuple[Path, ...] = ()
     own_code: tuple[Path, ...] = ()
+    bench: Path | None = None
     command: tuple[str, ...] = WORKER_COMMAND
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -130,12 +132,12 @@ class PairProcess:
             assert self._process.stdin is not None
             self._process.stdin.close()
 
-    def ask(self, request: SetUp | Prepare | Sample | Finish) -> Reply:
+    def ask(self, request: Asked) -> Reply:
         """Send a request and wait for what comes of it; a process that dies or hangs is an answer too."""
         self.send(request)
         return self.receive()
 
-    def send(self, request: SetUp | Prepare | Sample | Finish) -> None:
+    def send(self, request: Asked) -> None:
         """Send a request."""
         with contextlib.suppress(BrokenPipeError):  # it died before, which `receive` finds out
             data = request.model_dump_json().encode() + b"\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from bsa_bench.errors import UsageError
@@ -19,6 +19,7 @@ class Policy:
         noise_factor: the limit is at least this many standard deviations of a process on this machine.
         sd: the calibrated standard deviation of a pair's log ratio. Without it, or where the run's own pairs are
             noisier than that, theirs is used.
+        num_freedoms: the degrees of freedom behind `sd`.
         screen_pairs, max_screen_pairs: pairs before the first decision, and before a case is left ambiguous.
         confirm_pairs, max_confirm_pairs: fresh pairs of a flagged case before the confirmation is looked at, and, where
             they do not settle it, before the second and last look.
@@ -35,6 +36,7 @@ class Policy:
     absolute_s: float = 20e-6
     noise_factor: float = 1.5
     sd: float | None = None
+    num_freedoms: int = 200
     screen_pairs: int = 3
     max_screen_pairs: int = 16
     confirm_pairs: int = 8
@@ -94,14 +96,17 @@ LEAST_CHANGE = {"cpu": 0.05, "cuda": 0.02}
 _LEAST_SECONDS = {"cpu": 20e-6, "cuda": 5e-6}
 
 
-def policy_for(device: Literal["cpu", "cuda"], *, limit: float | None = None, sd: float | None = None) -> Policy:
+def policy_for(
+    device: Literal["cpu", "cuda"], *, limit: float | None = None, noise: tuple[float, int] | None = None
+) -> Policy:
     """The policy of a kind of device.
 
     Args:
         limit: the least relative change that counts; None for that of the device.
-        sd: as `Policy` has it.
+        noise: the calibrated `sd` and the degrees of freedom behind it.
 
     Raises:
         UsageError: the limit is out of range.
     """
-    return Policy(limit=LEAST_CHANGE[device] if limit is None else limit, absolute_s=_LEAST_SECONDS[device], sd=sd)
+    policy = Policy(limit=LEAST_CHANGE[device] if limit is None else limit, absolute_s=_LEAST_SECONDS[device])
+    return policy if noise is None else replace(policy, sd=noise[0], num_freedoms=noise[1])

@@ -193,7 +193,7 @@ class _Runner:
             check = Check(tier=tier, name="calibration", verdict=Verdict.CALIBRATION_NEEDED, reason=str(error))
             result = TierResult(tier=tier, checks=(check,), reason=str(error))
         except _NotMeasuredError as error:
-            result = TierResult(tier=tier, reason=str(error))
+            result = TierResult(tier=tier, reason=str(error), is_absent=isinstance(error, _AbsentError))
         except (StoreError, MachineError) as error:
             # Told with what the other tiers found, which must not be lost with it.
             check = Check(tier=tier, name="machine", verdict=Verdict.INFRA_ERROR, reason=str(error))
@@ -243,13 +243,14 @@ class _Runner:
         try:
             probe({}, device="cuda", threads=self._request.threads)
         except UsageError:
-            raise _NotMeasuredError("no GPU") from None
+            raise _AbsentError("no GPU") from None
         return self._execute("cuda")
 
     def _execute(self, device: DeviceKind) -> TierResult:
         request = self._request
         calibration = self._calibration(device)
-        policy = policy_for(device, limit=request.limit, sd=calibration.pair_sd if calibration else None)
+        noise = (calibration.pair_sd, calibration.num_freedoms) if calibration else None
+        policy = policy_for(device, limit=request.limit, noise=noise)
         with (
             open_pair_side(self._execution_base(), own_bench=request.own_bench, paths=request.paths) as base,
             open_pair_side(HERE, own_bench=request.own_bench, paths=request.paths) as head,
@@ -314,6 +315,10 @@ class _Runner:
 
 class _NotMeasuredError(Exception):
     """Why a tier cannot be measured."""
+
+
+class _AbsentError(_NotMeasuredError):
+    """What of the machine a tier needs and has not."""
 
 
 class _NotCalibratedError(_NotMeasuredError):

@@ -11,9 +11,9 @@ from pathlib import Path
 import bsa_bench
 from bsa_bench.errors import UsageError
 from bsa_bench.gate.lockstep import PairSide
+from bsa_bench.gate.pair_job import Reply
 from bsa_bench.gate.verdict import Side
 from bsa_bench.result import Case
-from bsa_bench.run.pair_job import Reply
 from bsa_bench.run.sources import sources_digest
 from bsa_bench.static.sides import HERE, is_toolchain
 from bsa_bench.static.toolchain import revision_sources
@@ -21,7 +21,10 @@ from bsa_bench.static.toolchain import revision_sources
 WORK_TREE = "the work tree"
 ROOT = Path(bsa_bench.__file__).resolve().parents[1]
 """What holds the `bsa_bench` that runs: a checkout, or the folder of the installed packages."""
-_KERNELS = "bsa_kernels"
+_KERNELS, _BENCH = "bsa_kernels", "bsa_bench"
+_COMMIT_DIGITS = 40
+_COMPUTES = ("methods", "engines", "block_method.py", "catalog.py")
+"""What of the benchmark's package is part of what a case computes."""
 
 
 @contextlib.contextmanager
@@ -52,7 +55,7 @@ def open_pair_side(
         return
     if name == HERE:
         check_here()
-        yield PairSide(label=WORK_TREE, own_code=_bench_of(ROOT) if own_bench else ())
+        yield PairSide(label=WORK_TREE, own_code=_bench_of(ROOT) if own_bench else (), bench=ROOT / _BENCH)
         return
     with revision_sources(revision_of(name), Path.cwd()) as folder:
         if paths:
@@ -65,7 +68,9 @@ def open_pair_side(
             )
         bench = (folder, folder / "suites") if own_bench else ()
         own_code = _bench_of(folder) if own_bench else ()
-        yield PairSide(label=name, first_paths=(*bench, folder / "kernels"), own_code=own_code)
+        yield PairSide(
+            label=_short(name), first_paths=(*bench, folder / "kernels"), own_code=own_code, bench=folder / _BENCH
+        )
 
 
 def check_paths(paths: Sequence[Path], *, flag: str) -> None:
@@ -144,8 +149,38 @@ def run_the_same(sides: Sequence[PairSide], told: Sequence[Reply]) -> bool:
     return base == head
 
 
+def compute_the_same(sides: Sequence[PairSide]) -> bool:
+    """Whether the benchmark's methods and engines are the same at both sides, comments and docstrings aside.
+
+    The head's run at both; so a fault in them is at both sides, and only an oracle finds it.
+    """
+    try:
+        base, head = (
+            [sources_digest(side.bench / name) for name in _COMPUTES if (side.bench / name).exists()]
+            if side.bench
+            else []
+            for side in sides
+        )
+    except SyntaxError:
+        return False
+    return base == head
+
+
+def own_packages(sides: Sequence[PairSide]) -> set[str]:
+    """Which of bsa-bench's own packages each side has of its own, so that its operations can be compared."""
+    found = {_KERNELS} if all(not side.first_paths or _holds(side, _KERNELS) for side in sides) else set()
+    if all((side.own_code and not side.first_paths) or _holds(side, _BENCH) for side in sides):
+        found.add(_BENCH)
+    return found
+
+
+def _short(name: str) -> str:
+    """A commit as people write it; any other name as it is."""
+    return name[:12] if len(name) == _COMMIT_DIGITS and set(name) <= set("0123456789abcdef") else name
+
+
 def _bench_of(top: Path) -> tuple[Path, ...]:
-    return top / "bsa_bench", top / "suites"
+    return top / _BENCH, top / "suites"
 
 
 def describe_side(name: str) -> Side:

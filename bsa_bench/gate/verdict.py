@@ -166,11 +166,13 @@ class TierResult(Line):
     Args:
         notes: what a reader should know about how it was measured.
         wall_s: how long it took.
+        is_absent: the machine has not what the tier needs, which `require_gpu` alone makes a failure.
     """
 
     tier: Tier
     checks: tuple[Check, ...] = ()
     reason: str | None = None
+    is_absent: bool = False
     notes: tuple[str, ...] = ()
     wall_s: Annotated[float, Field(ge=0)] = 0.0
 
@@ -236,8 +238,8 @@ def exit_code(
         require_gpu: a tier 3 that was not measured is then a failure to measure.
         ambiguous: what checks that stay ambiguous come to: a code of their own, 0, or that of a slow-down. Where the
             screen saw a slow-down that nothing confirmed or cleared, 0 becomes the code of their own.
-        required_share: of each tier's checks, how many have to be measured; of a tier 3 that has none, because there is
-            no GPU, `require_gpu` says.
+        required_share: of each tier's checks, how many have to be measured; of a tier that is absent `require_gpu`
+            says.
     """
     checks = [check for tier in tiers for check in tier.checks]
     found = {check.verdict for check in checks}
@@ -253,10 +255,7 @@ def exit_code(
         return EXIT_NOTHING_MEASURED
     if require_gpu and not any(tier.tier == 3 and tier.is_measured for tier in tiers):
         return EXIT_NOTHING_MEASURED
-    if any(
-        (tier.tier != 3 or tier.checks) and (not tier.is_measured or tier.measured_share < required_share)
-        for tier in tiers
-    ):
+    if any(not tier.is_absent and (not tier.is_measured or tier.measured_share < required_share) for tier in tiers):
         return EXIT_NOTHING_MEASURED
     is_open = ambiguous != "pass" or any(check.is_suspect for check in checks)
     if Verdict.AMBIGUOUS in found and is_open:

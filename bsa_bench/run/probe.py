@@ -51,6 +51,7 @@ def probe(
     must_be_ready: bool = True,
     with_ceilings: bool = False,
     command: tuple[str, ...] = WORKER_COMMAND,
+    environment: Mapping[str, str] | None = None,
 ) -> Probe:
     """Start a worker that describes the machine and answers the questions for the device it finds.
 
@@ -58,6 +59,7 @@ def probe(
         device: the kind to use, or None for a GPU where there is one.
         must_be_ready: refuse a GPU on which others compute, or that is held back.
         with_ceilings: measure matrix products and a copy too, on a machine that is ready.
+        command, environment: of the worker; None for the environment of this process.
 
     Raises:
         UsageError: the device asked for is not here.
@@ -78,6 +80,7 @@ def probe(
             text=True,
             check=False,
             timeout=PROBE_LIMIT_S,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         raise StoreError(f"the probe of this machine did not answer within {PROBE_LIMIT_S} s") from None

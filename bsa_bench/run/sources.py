@@ -11,16 +11,17 @@ def sources_digest(folder: str | Path) -> str:
     """SHA-256 over all files of a package: Python as its syntax tree without docstrings, the rest byte by byte.
 
     Args:
-        folder: the package's folder; compiled files are left out.
+        folder: the package's folder, or a single file of it; what Python caches is left out, extension modules are
+            not.
 
     Raises:
         SyntaxError: a Python file does not parse.
     """
     root = Path(folder)
     whole = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
+    for path in [root] if root.is_file() else sorted(root.rglob("*")):
         name = path.relative_to(root)
-        if path.is_dir() or "__pycache__" in name.parts or path.suffix in {".pyc", ".so"}:
+        if path.is_dir() or "__pycache__" in name.parts or path.suffix == ".pyc":
             continue
         content = path.read_bytes()
         if path.suffix == ".py":

@@ -5,6 +5,9 @@ What is expected of a result is said independently of the code that made it.
 
 import json
 import math
+import os
+import subprocess
+import sys
 from itertools import product
 from statistics import median
 
@@ -142,8 +145,37 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("name", HOST_CASES)
+@pytest.mark.parametrize("name", CHECKS)
 def test_a_host_operation_gives_what_it_should_at_each_call(benchmark, name):
     operation = HOST_CASES[name].make()
     CHECKS[name](benchmark(operation))
     CHECKS[name](operation())
+
+
+DISPATCH = """
+import torch
+from bsa_bench.gate.host_cases import DISPATCH_GRID, HOST_CASES
+forward, training = (HOST_CASES[name].make() for name in ("dispatch-forward", "dispatch-training"))
+for outputs in ([forward()], [forward()], training(), training()):
+    print([list(x.shape) for x in outputs], any(x.any() for x in outputs))
+"""
+
+
+def test_dispatch_goes_all_the_way_and_computes_nothing():
+    """In a process of its own: here kernels are interpreted, and an interpreted one makes no launch."""
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", DISPATCH], env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shape = [1, 1, math.prod(host_cases.DISPATCH_GRID), 64]
+    # What a launch would have written stays as it was allocated, as zeros.
+    assert done.stdout.splitlines() == [f"{[shape]} False"] * 2 + [f"{[shape] * 3} False"] * 2
+
+
+def test_dispatch_of_interpreted_kernels_is_refused(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET: expected it unset"):
+        HOST_CASES["dispatch-forward"].make()
+
+
+def test_every_operation_is_checked():
+    assert CHECKS.keys() | {"dispatch-forward", "dispatch-training"} == HOST_CASES.keys()

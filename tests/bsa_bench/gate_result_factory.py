@@ -190,7 +190,7 @@ def gpu_tier() -> TierResult:
     )
 
 
-NO_GPU = TierResult(tier=3, reason="no NVIDIA GPU here")
+NO_GPU = TierResult(tier=3, reason="no NVIDIA GPU here", is_absent=True)
 UNCHANGED_TIER = TierResult(tier=0, checks=(check(0, "pool-bf16-d128", Verdict.UNCHANGED, where="sm_80"),), wall_s=2.0)
 
 

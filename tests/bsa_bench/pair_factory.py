@@ -55,7 +55,7 @@ class Workers:
         defaults = {"label": role, "command": self.command, "variables": {"FAKE_ROLE": role}}
         return PairSide(**(defaults | fields))
 
-    def bench(self, cases, *, base=None, head=None, seed=0, tell=lambda _: None, **settings):
+    def bench(self, cases, *, base=None, head=None, seed=0, tell=lambda _: None, out_of_time=lambda: False, **settings):
         """A bench of this script's sides; `settings` are those of `LockstepSettings`."""
         defaults = {"device": "cpu", "threads": 1, "logs": self.folder / "logs", "turns_s": 0.2, "answer_s": 20.0}
         return LockstepBench(
@@ -64,6 +64,7 @@ class Workers:
             head=head or self.side("head"),
             settings=LockstepSettings(**(defaults | settings)),
             seed=seed,
+            out_of_time=out_of_time,
             tell=tell,
         )
 

@@ -13,9 +13,10 @@ from report_factory import case, measured, write_run
 from run_factory import environment
 
 from bsa_bench.cli import main
-from bsa_bench.errors import UsageError
+from bsa_bench.errors import StoreError, UsageError
 from bsa_bench.gate.bisect import Found, Step
 from bsa_bench.gate.calibration import calibration_path, read_calibration, write_calibration
+from bsa_bench.gate.host_cases import HOST_CASES
 from bsa_bench.gate.lockstep import PairSide
 from bsa_bench.gate.verdict import GateResult, Verdict
 from bsa_bench.methods.bsa import BsaOptions
@@ -52,6 +53,10 @@ def inject(monkeypatch, command):
     monkeypatch.setattr("bsa_bench.gate.sides.PairSide", partial(PairSide, command=command))
     for module in ("execution", "run"):
         monkeypatch.setattr(f"bsa_bench.gate.{module}.probe", fake_probe)
+    # The revisions here have no benchmark of their own, and what runs on the host is one operation.
+    monkeypatch.setattr("bsa_bench.gate.execution.compute_the_same", lambda sides: True)
+    only = {"token-tables": HOST_CASES["token-tables"], "suite": HOST_CASES["suite"]}
+    monkeypatch.setattr("bsa_bench.gate.execution.HOST_CASES", only)
 
 
 class Place:
@@ -130,6 +135,7 @@ def test_sources_that_are_as_fast_are_the_same_and_what_has_no_time_is_verified(
         "bsa@gather forward+backward": Verdict.SAME,
         "full@sdpa-flash forward": Verdict.SAME,
         "bsa@triton forward+backward": Verdict.VERIFIED,
+        "host token-tables": Verdict.SAME,  # of the benchmark's own operations both sides run the head's
     }
     assert [check.name.split("/")[0] for check in result.tiers[0].checks if check.is_control] == ["full@sdpa-flash"]
     assert result.environment["hash"] == "env-a"
@@ -164,8 +170,63 @@ def test_a_base_that_cannot_start_is_no_fault_of_the_head(place):
 def test_logs_that_cannot_be_written_are_the_machines_fault(place):
     (place.repository.folder / "results").write_text("")
     code, out, err = place.run("gate", "--tier", 2, "--base", "HEAD", "--suite", "s.toml", "--noise", "nowhere")
-    assert (code, out) == (5, "")
-    assert "base.log: cannot write the worker's log: " in err
+    assert code == 5, err
+    assert re.search(r"^INFRA_ERROR +machine .*base.log: cannot write the worker's log: ", out, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_a_change_of_methods_or_engines_alone_is_verified_and_not_timed(place, monkeypatch):
+    monkeypatch.setattr("bsa_bench.gate.execution.compute_the_same", lambda sides: False)
+    code, result = place.gate()
+    assert code == 0
+    assert set(verdicts(result).values()) == {Verdict.VERIFIED}
+    assert len(result.tiers[0].checks) == 3
+    place.head("1", "prepare status=WRONG")
+    monkeypatch.setattr("bsa_bench.gate.execution.run_the_same", lambda sides, told: True)
+    code, result = place.gate()
+    assert code == 3
+    assert set(verdicts(result).values()) == {Verdict.WRONG}
+
+
+def test_a_case_that_the_base_runs_and_the_head_refuses_has_failed(place, monkeypatch):
+    def refuse_at_head(questions, *, environment=None, **more):
+        found = fake_probe(questions, **more)
+        refused = {q: "no fp32 here" if q[0] == "bsa@gather" and q[3] else None for q in found.reasons}
+        return Probe(found.environment, found.reasons if environment else refused)
+
+    monkeypatch.setattr("bsa_bench.gate.execution.probe", refuse_at_head)
+    code, result = place.gate("--measure-unchanged", "implementation=bsa@gather,full@sdpa-flash")
+    assert code == 1
+    (failed,) = [check for check in result.tiers[0].checks if check.verdict is Verdict.FAILED]
+    assert failed.name.startswith("bsa@gather/")
+    assert failed.name.endswith("/forward+backward")
+    assert failed.reason == "HEAD runs it, the work tree does not: no fp32 here"
+    assert not any("no fp32 here" in note for note in result.tiers[0].notes)
+
+
+def test_what_both_sides_refuse_is_a_note(place, monkeypatch):
+    def refuse(questions, **more):
+        found = fake_probe(questions, **{key: value for key, value in more.items() if key != "environment"})
+        return Probe(found.environment, {q: "no" if q[3] else None for q in found.reasons})
+
+    monkeypatch.setattr("bsa_bench.gate.execution.probe", refuse)
+    code, result = place.gate("--measure-unchanged", "implementation=bsa@gather,full@sdpa-flash")
+    assert code == 0
+    assert "1 of the suite's cases are not measured here: no" in result.tiers[0].notes
+
+
+def test_a_base_that_cannot_be_asked_leaves_open_whether_a_case_was_lost(place, monkeypatch):
+    def fail_at_base(questions, *, environment=None, **more):
+        if environment:
+            raise StoreError("the probe of this machine failed with exit code 1")
+        found = fake_probe(questions, **more)
+        return Probe(found.environment, {q: "no" if q[3] else None for q in found.reasons})
+
+    monkeypatch.setattr("bsa_bench.gate.execution.probe", fail_at_base)
+    _, result = place.gate("--measure-unchanged", "implementation=bsa@gather,full@sdpa-flash")
+    (asked,) = [check for check in result.tiers[0].checks if check.name == "refused cases"]
+    assert asked.verdict is Verdict.NOT_MEASURED
+    assert asked.reason.endswith("is not known: the probe of this machine failed with exit code 1")
 
 
 @pytest.mark.slow

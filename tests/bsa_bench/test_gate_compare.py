@@ -11,7 +11,7 @@ from bsa_bench.gate.compare import compare_implementations, compare_runs, senten
 from bsa_bench.gate.policy import Policy
 from bsa_bench.gate.verdict import Check, Verdict
 from bsa_bench.methods.bsa import BsaOptions
-from bsa_bench.result import Status
+from bsa_bench.result import DeviceState, Status
 from bsa_bench.store.reader import read_run
 
 POLICY = Policy(limit=0.05)
@@ -90,6 +90,22 @@ def test_one_process_shows_the_ratio_and_has_no_verdict(compared):
     )
     assert check.pairs.ratio == pytest.approx(2, rel=0.05)
     assert check.pairs.p is check.pairs.sd is check.pairs.detectable is None
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ({"other_cpu_share": 0.08}, "others took 8 % of the processor's time meanwhile"),
+        ({"throttle_ns": {"thermal": 5_000_000}}, "the device throttled meanwhile"),
+    ],
+)
+def test_a_run_that_was_disturbed_shows_the_ratio_and_has_no_verdict(compared, state, reason):
+    troubled = processes(median=0.03, num=6)
+    troubled[2] = troubled[2].model_copy(update={"state": DeviceState(**state)})
+    check = compared(processes(num=6), troubled)
+    assert (check.verdict, check.reason) == (Verdict.AMBIGUOUS, f"the head was disturbed: {reason}")
+    assert check.pairs.ratio == pytest.approx(1.5, rel=0.05)
+    assert compared(troubled, processes(num=6)).reason.startswith("the base was disturbed: ")
 
 
 def test_a_change_below_the_absolute_limit_is_none(compared):

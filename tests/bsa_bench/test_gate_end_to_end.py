@@ -5,7 +5,7 @@ import pytest
 
 import bsa_kernels
 from bsa_bench.catalog import make_case
-from bsa_bench.gate.lockstep import LockstepBench, LockstepSettings, PairSide
+from bsa_bench.gate.lockstep import HostOperation, LockstepBench, LockstepSettings, PairSide
 from bsa_bench.gate.two_stage import PairSample
 from bsa_bench.gate.verdict import Verdict
 from bsa_bench.methods.bsa import BsaOptions
@@ -62,17 +62,18 @@ def test_real_workers_find_what_is_the_same_slower_and_wrong(tmp_path):
         for label in ("base", "head")
     ]
     bench = LockstepBench(
-        {"same": forward(4), "slow": forward(8), "wrong": forward(12)},
+        {"same": forward(4), "slow": forward(8), "wrong": forward(12), "host": HostOperation("token-tables")},
         base=sides[0],
         head=sides[1],
         settings=LockstepSettings(device="cpu", threads=1, logs=tmp_path / "logs", turns_s=0.5),
     )
-    found = bench.measure(["same", "wrong", "slow"])
+    found = bench.measure(["same", "wrong", "host", "slow"])
     logs = [(tmp_path / "logs" / f"{label}.log").read_text() for label in ("base", "head")]
-    for name in ("same", "slow"):
+    for name in ("same", "slow", "host"):
         assert isinstance(found[name], PairSample), (found[name], logs)
         assert len(found[name].base) == len(found[name].head) >= 5
-    assert abs(lockstep_log_ratio(found["same"].base, found["same"].head)) < 0.3
+    for name in ("same", "host"):
+        assert abs(lockstep_log_ratio(found[name].base, found[name].head)) < 0.3
     assert 0.4 < lockstep_log_ratio(found["slow"].base, found["slow"].head) < 1.9
     assert found["wrong"].verdict is Verdict.WRONG
     assert found["wrong"].reason.startswith("head: output: ")

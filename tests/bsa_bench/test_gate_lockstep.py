@@ -14,7 +14,7 @@ from pair_factory import Workers, all_gone, kernels, open_files, some_cases, wit
 
 import bsa_bench
 from bsa_bench.errors import BenchError, StoreError
-from bsa_bench.gate.lockstep import PairSide
+from bsa_bench.gate.lockstep import HostOperation, PairSide
 from bsa_bench.gate.two_stage import PairSample, Problem
 from bsa_bench.gate.verdict import Verdict
 from bsa_bench.result import Status
@@ -53,6 +53,23 @@ def test_both_sides_are_sampled_in_turn_and_the_ratio_is_found(workers, tmp_path
     firsts = {turns[i][0] for i in range(0, len(turns), 2)}
     assert firsts == {"base", "head"}
     assert len(script.pids) == 2
+
+
+def test_an_operation_on_the_host_is_sampled_as_a_case_is_and_not_verified(workers):
+    script = workers(head={"sample": "slow=1.5"})
+    found = script.bench(CASES | {"host/x": HostOperation("x")}).measure(["host/x", "64"])
+    assert lockstep_log_ratio(found["host/x"].base, found["host/x"].head) == pytest.approx(0.405, abs=0.02)
+    asked = [moment for moment in script.moments("head") if moment.startswith("prepare")]
+    assert sorted(asked) == ["prepare", "prepare host"]
+
+
+def test_a_pair_that_the_time_is_up_for_keeps_what_it_has(workers):
+    script = workers()
+    is_late = iter([False, True])
+    found = script.bench(CASES, out_of_time=lambda: next(is_late)).measure(["64", "128", "192"])
+    assert isinstance(found["64"], PairSample)
+    late = Problem(Verdict.NOT_MEASURED, "no time was left for it in this pair")
+    assert found["128"] == found["192"] == late
 
 
 @pytest.mark.slow

@@ -13,7 +13,16 @@ from bsa_bench.gate.execution import ExecutionRequest, Selection, run_execution_
 from bsa_bench.gate.lockstep import PairSide
 from bsa_bench.gate.policy import policy_for
 from bsa_bench.gate.run import GateRequest, Outcome, accept
-from bsa_bench.gate.sides import ROOT, check_here, describe_side, has_revision, not_held, open_pair_side
+from bsa_bench.gate.sides import (
+    ROOT,
+    check_here,
+    compute_the_same,
+    describe_side,
+    has_revision,
+    not_held,
+    open_pair_side,
+    own_packages,
+)
 from bsa_bench.gate.verdict import Check, GateResult, Side, TierResult, Verdict
 from bsa_bench.run.probe import Probe
 
@@ -176,6 +185,41 @@ def test_what_runs_nothing_of_the_paths_is_left_out_and_refused_where_nothing_el
         not_held(side, {"bsa@gather": cases["bsa@gather"]})
     (tmp_path / "bsa_kernels").mkdir()
     assert not_held(side, cases) == {}
+
+
+def test_only_packages_that_both_sides_have_of_their_own_are_compared(repository, tmp_path):
+    with open_pair_side("HEAD") as base, open_pair_side(".") as head:
+        assert own_packages((base, head)) == {"bsa_kernels"}
+    (repository.folder / "bsa_bench").mkdir()
+    (repository.folder / "bsa_bench" / "a.py").write_text("x = 1\n")
+    repository.commit("bench")
+    head = PairSide(label="the work tree", own_code=(ROOT / "bsa_bench", ROOT / "suites"))
+    with open_pair_side("HEAD", own_bench=True) as base:
+        assert own_packages((base, head)) == {"bsa_kernels", "bsa_bench"}
+    (tmp_path / "mine.py").write_text("")
+    assert own_packages([PairSide(label="HEAD", first_paths=(tmp_path,))] * 2) == set()
+
+
+def test_sides_compute_the_same_where_methods_and_engines_are_the_same(tmp_path):
+    def side(name, **files):
+        for path, text in files.items():
+            target = tmp_path / name / (path.replace("__", "/") + ".py")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+        return PairSide(label=name, bench=tmp_path / name)
+
+    base = side("base", engines__gather="x = 1\n", report__page="x = 1\n", catalog="x = 1\n")
+    assert compute_the_same((base, side("same", engines__gather="x = 1  # so\n", catalog="x = 1\n")))
+    assert not compute_the_same((base, side("engine", engines__gather="x = 2\n", catalog="x = 1\n")))
+    assert not compute_the_same((base, side("catalog", engines__gather="x = 1\n", catalog="x = 2\n")))
+    assert not compute_the_same((base, side("broken", engines__gather="x =\n", catalog="x = 1\n")))
+    assert not compute_the_same((base, PairSide(label="none", bench=tmp_path / "none")))
+
+
+def test_a_commit_is_called_by_its_first_digits(repository):
+    commit = repository.git("rev-parse", "HEAD")
+    with open_pair_side(commit) as side:
+        assert side.label == commit[:12]
 
 
 def test_a_gate_of_paths_that_nothing_runs_is_refused_before_it_measures(tmp_path, monkeypatch):

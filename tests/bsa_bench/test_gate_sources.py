@@ -91,11 +91,29 @@ def test_a_file_more_a_file_less_and_another_name_move_the_digest(package, tmp_p
 
 def test_what_an_interpreter_compiled_is_left_out(package, tmp_path):
     digest = package()
-    for name in ("__pycache__/kernel.cpython-311.pyc", "block/__pycache__/x.py", "old.pyc", "fast.so"):
+    for name in ("__pycache__/kernel.cpython-311.pyc", "block/__pycache__/x.py", "old.pyc"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"\0compiled")
     assert sources_digest(tmp_path) == digest
+
+
+def test_another_extension_module_is_other_code(package, tmp_path):
+    package()
+    digests = []
+    for content in (b"\0one", b"\0two"):
+        (tmp_path / "fast.cpython-311.so").write_bytes(content)
+        digests.append(sources_digest(tmp_path))
+    assert digests[0] != digests[1]
+
+
+def test_a_single_file_has_a_digest_too(tmp_path):
+    path = tmp_path / "engine.py"
+    digests = []
+    for text in ("x = 1\n", "x = 1  # one\n", "x = 2\n"):
+        path.write_text(text)
+        digests.append(sources_digest(path))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_folder_of_that_name_above_the_package_leaves_nothing_out(tmp_path):

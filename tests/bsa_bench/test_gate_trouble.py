@@ -228,15 +228,16 @@ def measured(verdict=Verdict.SAME, tier=2, number=1):
 
 @pytest.mark.parametrize(("require_gpu", "exit_status"), [(False, 0), (True, 4)])
 def test_a_missing_gpu_is_an_error_only_where_one_is_required(require_gpu, exit_status):
-    tiers = [measured(), TierResult(tier=3, reason="no NVIDIA GPU here")]
+    tiers = [measured(), TierResult(tier=3, reason="no NVIDIA GPU here", is_absent=True)]
     assert exit_code(tiers, require_gpu=require_gpu) == exit_status
     assert exit_code([measured()], require_gpu=require_gpu) == exit_status
     assert exit_code([measured(), measured(tier=3)], require_gpu=require_gpu) == 0
-    assert exit_code([TierResult(tier=3, reason="no NVIDIA GPU here")], require_gpu=require_gpu) == 4
+    assert exit_code([TierResult(tier=3, reason="no NVIDIA GPU here", is_absent=True)], require_gpu=require_gpu) == 4
 
 
 def test_a_gpu_on_which_nothing_came_out_is_not_a_missing_gpu():
     assert exit_code([measured(), measured(Verdict.NOT_MEASURED, tier=3)]) == 4
+    assert exit_code([measured(), TierResult(tier=3, reason="the base cannot be started")]) == 4
 
 
 @pytest.mark.parametrize(("num_missing", "exit_status"), [(1, 0), (2, 0), (3, 4)])

@@ -15,6 +15,7 @@ from run_factory import case
 from bsa_bench.errors import UsageError
 from bsa_bench.gate import sides
 from bsa_bench.gate.lockstep import PairSide
+from bsa_bench.gate.pair_job import Reply
 from bsa_bench.gate.sides import run_the_same
 from bsa_bench.gate.two_stage import Problem
 from bsa_bench.gate.verdict import Verdict
@@ -22,7 +23,6 @@ from bsa_bench.pytest_support import not_slower
 from bsa_bench.pytest_support.not_slower import open_sides
 from bsa_bench.pytest_support.settings import Comparison
 from bsa_bench.result import Status
-from bsa_bench.run.pair_job import Reply
 
 pytest_plugins = ["pytester"]
 

@@ -32,6 +32,13 @@ class Prepare(Line):
     verify: bool
 
 
+class PrepareHost(Line):
+    """Make an operation of `gate.host_cases` ready to be sampled."""
+
+    do: Literal["prepare host"] = "prepare host"
+    operation: str
+
+
 class Sample(Line):
     """Call once."""
 
@@ -46,7 +53,8 @@ class Finish(Line):
     memory: bool
 
 
-Request = Annotated[SetUp | Prepare | Sample | Finish, Field(discriminator="do")]
+Asked = SetUp | Prepare | PrepareHost | Sample | Finish
+Request = Annotated[Asked, Field(discriminator="do")]
 
 
 class Reply(Line):

@@ -1,6 +1,6 @@
 """One side of a pair: prepares cases and samples them when it is told to.
 
-Started by the gate; `bsa_bench.run.pair_job` is the protocol. The benchmark's code is the same for both sides unless
+Started by the gate; `bsa_bench.gate.pair_job` is the protocol. The benchmark's code is the same for both sides unless
 asked otherwise, the kernels (`bsa_kernels`) are those of the side.
 """
 
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
+from bsa_bench.gate.pair_job import Asked, Finish, Prepare, PrepareHost, Reply, Request, Sample, SetUp
 from bsa_bench.prepare import Prepared, correctness_of_pass, failure, prepare, verify_fresh
 from bsa_bench.result import Case, Status
 from bsa_bench.run.cpu import keep_memory_mapped, pin_to_last, usable_cores
 from bsa_bench.run.estimate import is_interpreted
 from bsa_bench.run.job import die_with_parent
-from bsa_bench.run.pair_job import Finish, Prepare, Reply, Request, Sample, SetUp
 from bsa_bench.run.sources import sources_digest
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from bsa_bench.measure.timer import Timer
     from bsa_bench.workload import Workload
 
-_REQUEST: TypeAdapter[SetUp | Prepare | Sample | Finish] = TypeAdapter(Request)
+_REQUEST: TypeAdapter[Asked] = TypeAdapter(Request)
 
 
 def main() -> None:
     """Answer requests until there are no more."""
-    parser = argparse.ArgumentParser(prog="bsa_bench.pair_worker")
+    parser = argparse.ArgumentParser(prog="bsa_bench.gate.pair_worker")
     parser.add_argument("--requests-fd", type=int, required=True)
     parser.add_argument("--events-fd", type=int, required=True)
     arguments = parser.parse_args()
@@ -58,11 +58,10 @@ def main() -> None:
 
 @dataclass
 class _Current:
-    """The case at hand."""
+    """What is sampled, and for a case what it is verified by afterwards."""
 
-    case: Case
-    prepared: Prepared
     call: Callable[[], object]
+    case: tuple[Case, Prepared] | None = None
 
 
 class _Side:
@@ -76,13 +75,15 @@ class _Side:
         #: q, k and v of the workload at hand, by its digest: the cases of a workload come one after the other.
         self._inputs: tuple[str, Mapping[str, Tensor]] | None = None
 
-    def answer(self, request: SetUp | Prepare | Sample | Finish) -> Reply:
+    def answer(self, request: Asked) -> Reply:
         """Do what is asked; what a case raises is a reply like any other."""
         if isinstance(request, SetUp):
             return self._set_up(request)
         if isinstance(request, Sample):
             return self._sample()
         try:
+            if isinstance(request, PrepareHost):
+                return self._prepare_host(request.operation)
             return self._prepare(request) if isinstance(request, Prepare) else self._finish(request)
         except Exception as error:  # noqa: BLE001  # the one case boundary
             self._current = None
@@ -114,10 +115,8 @@ class _Side:
     def _prepare(self, request: Prepare) -> Reply:
         from bsa_bench.catalog import load_engine
         from bsa_bench.measure.passes import pass_call
-        from bsa_bench.measure.sampling import PROTOCOLS, warm_up
 
         assert self._device is not None
-        assert self._timer is not None
         self._current = None
         case = request.case
         if self._device.type == "cpu" and is_interpreted(case.engine):
@@ -142,15 +141,27 @@ class _Side:
             return Reply(status=Status.COUNTED)
         if reason := engine.untimed(self._device):
             return Reply(status=Status.VERIFIED_ONLY, reason=reason)
-        call, times = pass_call(prepared.subject, case.passes), list[float]()
+        return self._warm_up(_Current(pass_call(prepared.subject, case.passes), (case, prepared)))
+
+    def _prepare_host(self, operation: str) -> Reply:
+        from bsa_bench.gate.host_cases import HOST_CASES
+
+        self._current = None
+        return self._warm_up(_Current(HOST_CASES[operation].make()))
+
+    def _warm_up(self, current: _Current) -> Reply:
+        """Call it until it settles; from then on it can be sampled."""
+        from bsa_bench.measure.sampling import PROTOCOLS, warm_up
+
+        times = list[float]()
 
         def sample() -> float:
             assert self._timer is not None
-            times.append(self._timer.sample(call))
+            times.append(self._timer.sample(current.call))
             return times[-1]
 
         warm_up(sample, PROTOCOLS["gate"])
-        self._current = _Current(case, prepared, call)
+        self._current = current
         if self._watch:
             self._watch.slowdown_ns()  # of the warm-up, which does not count
         return Reply(seconds=statistics.median(times[len(times) // 2 :]))
@@ -184,8 +195,9 @@ class _Side:
         peak_bytes = None
         if request.memory:
             peak_bytes = measure_memory(current.call, inputs_bytes=0, device=self._device).peak_above_inputs_bytes
-        if request.verify:
-            after = correctness_of_pass(verify_fresh(current.case, current.prepared), current.case)
+        if request.verify and current.case is not None:
+            case, prepared = current.case
+            after = correctness_of_pass(verify_fresh(case, prepared), case)
             if not after.passed:
                 return Reply(status=Status.WRONG, reason=f"after timing: {after.reason}")
         return Reply(peak_bytes=peak_bytes, slowdown_ns=slowdown_ns)
