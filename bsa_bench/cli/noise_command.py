@@ -28,6 +28,7 @@ def run_noise_command(flags: NoiseFlags) -> int:
     check_folder(flags.noise)
     selection = select(flags.suite, flags.overrides or (), flags.device, threads=flags.threads)
     cases = selection.timed | selection.controls
+    policy = policy_for(flags.device, limit=limit)
     with open_pair_side(HERE) as side, progress() as tell:
         bench = LockstepBench(
             cases,
@@ -37,6 +38,7 @@ def run_noise_command(flags: NoiseFlags) -> int:
                 device=flags.device,
                 threads=flags.threads,
                 logs=LOGS / "noise",
+                turn_error=policy.turn_error,
                 call_limit_s=parse_duration(flags.call_limit),
             ),
             seed=flags.seed,
@@ -45,7 +47,7 @@ def run_noise_command(flags: NoiseFlags) -> int:
         calibration = calibrate(
             list(cases),
             bench,
-            policy_for(flags.device, limit=limit),
+            policy,
             num_pairs=flags.pairs,
             environment=selection.environment,
             suite=flags.suite,

@@ -208,15 +208,16 @@ def _judge(state: State, tree: Path, commit: str) -> Step:
 
 
 def _measure(state: State, kernels: Path, label: str) -> Check:
+    policy = policy_for(state.device, limit=state.limit)
     bench = LockstepBench(
         {state.case.case_id: state.case},
         base=PairSide(label="good", first_paths=(Path(state.good_kernels),), command=state.worker_command),
         head=PairSide(label=label, first_paths=(kernels,), command=state.worker_command),
-        settings=LockstepSettings(device=state.device, threads=state.threads, logs=Path(state.logs)),
+        settings=LockstepSettings(
+            device=state.device, threads=state.threads, logs=Path(state.logs), turn_error=policy.turn_error
+        ),
     )
-    (check,) = decide(
-        [state.case.case_id], bench, policy_for(state.device, limit=state.limit), tier=tier_of(state.device)
-    )
+    (check,) = decide([state.case.case_id], bench, policy, tier=tier_of(state.device))
     return check
 
 

@@ -204,6 +204,9 @@ class _RedrawnBench:
             for name in names
         }
 
+    def cost_s(self, names: Sequence[str]) -> float:  # noqa: ARG002  # of the protocol
+        return 0.0
+
 
 def calibration_path(folder: Path, environment: Environment, tier: Tier) -> Path:
     """Where the calibration of a machine is kept: `tier2-<environment>.json`."""

@@ -196,6 +196,7 @@ def run_execution_tier(
             threads=request.threads,
             logs=request.logs,
             turns_s=request.turns_s,
+            turn_error=request.policy.turn_error,
             call_limit_s=request.call_limit_s,
         ),
         seed=request.seed,
@@ -255,7 +256,7 @@ def _measured(
         tier=request.tier,
         controls=list(selection.controls),
         seed=request.seed,
-        out_of_time=lambda: time.monotonic() + bench.last_pair_s > deadline,
+        time_left_s=lambda: deadline - time.monotonic(),
         tell=tell,
     )
     return [*(_judged_by_noise(check, request.max_detectable) for check in decided), *checks]

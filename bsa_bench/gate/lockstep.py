@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from bsa_bench.gate.two_stage import PairSample, Problem
 from bsa_bench.gate.verdict import Verdict
 from bsa_bench.result import Case, Status
 from bsa_bench.run.job import DeviceKind
+from bsa_bench.stats.pairs import lockstep_error
 
 __all__ = ["CPU_VARIABLES", "WORKER_COMMAND", "LockstepBench", "LockstepSettings", "PairSide"]
 
@@ -32,6 +34,7 @@ class LockstepSettings:
     Args:
         device, threads: of the workers.
         turns_s: how long the turns of a case may take; between `min_turns` and `max_turns` of them in any case.
+        turn_error: turns end sooner where the standard error of their median log ratio is below it; 0: never.
         answer_s: how long a worker may take to answer anything.
         call_limit_s: a case whose call takes longer is left out.
         logs: a folder; `base.log` and `head.log` there get what the workers write to stdout and stderr.
@@ -41,6 +44,7 @@ class LockstepSettings:
     threads: int
     logs: Path
     turns_s: float = 1.0
+    turn_error: float = 0.0
     min_turns: int = 3
     max_turns: int = 80
     answer_s: float = 180.0
@@ -81,7 +85,13 @@ class LockstepBench:
         self._random = random.Random(seed)
         self._out_of_time, self._tell = out_of_time, tell
         self._verified: set[str] = set()
-        self.last_pair_s = 0.0
+        self._visit_s: dict[str, float] = {}
+        self._start_s = 0.0
+        self._inputs: tempfile.TemporaryDirectory[str] | None = None
+
+    def cost_s(self, names: Sequence[str]) -> float:
+        """How long a pair of these cases will take, as far as earlier pairs tell."""
+        return self._start_s + sum(self._visit_s.get(name, 0.0) for name in names)
 
     def measure(self, names: Sequence[str]) -> dict[str, PairSample | Problem]:
         """Start a process of each side, visit the cases in this order, but those of a workload together, end both.
@@ -92,11 +102,10 @@ class LockstepBench:
             BenchError: a process cannot be started at all.
             StoreError: the logs cannot be written.
         """
-        started = time.monotonic()
-        try:
-            return self._measure(names)
-        finally:
-            self.last_pair_s = time.monotonic() - started
+        if self._inputs is None:
+            with contextlib.suppress(OSError):  # then each process makes its own
+                self._inputs = tempfile.TemporaryDirectory(prefix="bsa-bench-inputs-")
+        return self._measure(names)
 
     def _measure(self, names: Sequence[str]) -> dict[str, PairSample | Problem]:
         found: dict[str, PairSample | Problem] = {}
@@ -104,16 +113,20 @@ class LockstepBench:
         pending = [name for each in workloads for name in names if self._workload(name) == each]
         while pending:
             with contextlib.ExitStack() as stack:
+                started = time.monotonic()
                 sides = self._processes(stack)
                 if problem := self._start(sides):
                     return found | dict.fromkeys(pending, problem)
+                self._start_s = time.monotonic() - started
                 while pending and all(side.is_alive for side in sides):
                     if self._out_of_time():
                         late = Problem(Verdict.NOT_MEASURED, "no time was left for it in this pair")
                         return found | dict.fromkeys(pending, late)
                     name = pending.pop(0)
                     self._tell(name)
+                    started = time.monotonic()
                     found[name] = self._visit(name, sides)
+                    self._visit_s[name] = time.monotonic() - started
         return found
 
     def _workload(self, name: str) -> str:
@@ -201,6 +214,8 @@ class LockstepBench:
                     return self._problem(replies) or Problem(Verdict.INFRA_ERROR, "a sample without a time")
                 samples[index].append(reply.seconds)
                 clocks[index].extend([reply.clock_hz] if reply.clock_hz else [])
+            if lockstep_error(*samples) < self._settings.turn_error:
+                break
         finished = self._finish(sides, is_first=is_first)
         if problem := self._problem(finished):
             return problem

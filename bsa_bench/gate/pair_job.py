@@ -25,11 +25,15 @@ class SetUp(Line):
 
 
 class Prepare(Line):
-    """Make a case ready to be sampled: inputs, first call, verification if asked for, warm-up."""
+    """Make a case ready to be sampled: inputs, first call, verification if asked for, warm-up.
+
+    `inputs` is a folder where the q, k and v that one process made are for all others.
+    """
 
     do: Literal["prepare"] = "prepare"
     case: Case
     verify: bool
+    inputs: str | None = None
 
 
 class PrepareHost(Line):

@@ -129,7 +129,7 @@ class _Side:
             self._device,
             lambda _: None,
             with_oracle=request.verify,
-            qkv=self._qkv(case.workload),
+            qkv=self._qkv(case.workload, request.inputs),
         )
         if prepared.correctness is not None:
             correctness = correctness_of_pass(prepared.correctness, case)
@@ -166,13 +166,15 @@ class _Side:
             self._watch.slowdown_ns()  # of the warm-up, which does not count
         return Reply(seconds=statistics.median(times[len(times) // 2 :]))
 
-    def _qkv(self, workload: Workload) -> Mapping[str, Tensor]:
+    def _qkv(self, workload: Workload, folder: str | None) -> Mapping[str, Tensor]:
         from bsa_bench.inputs import make_qkv
 
         assert self._device is not None
         if self._inputs is None or self._inputs[0] != workload.digest:
             self._inputs = None  # before the next are made
-            self._inputs = (workload.digest, make_qkv(workload, device=self._device.type).tensors)
+            device = self._device.type
+            kept = Path(folder) / f"{workload.digest}.pt" if folder else None
+            self._inputs = (workload.digest, _kept(kept, lambda: make_qkv(workload, device=device).tensors, device))
         return self._inputs[1]
 
     def _sample(self) -> Reply:
@@ -201,6 +203,25 @@ class _Side:
             if not after.passed:
                 return Reply(status=Status.WRONG, reason=f"after timing: {after.reason}")
         return Reply(peak_bytes=peak_bytes, slowdown_ns=slowdown_ns)
+
+
+def _kept(path: Path | None, make: Callable[[], Mapping[str, Tensor]], device: str) -> Mapping[str, Tensor]:
+    """Tensors from a file, or made and put there for the processes to come."""
+    import torch
+
+    if path is None:
+        return make()
+    if path.is_file():
+        return dict(torch.load(path, map_location=device, weights_only=True))
+    made = dict(make())
+    part = path.with_suffix(f".{os.getpid()}")
+    try:
+        torch.save(made, part)
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch has a RuntimeError for a full disk; the next process makes its own
+        sys.stderr.write(f"{path}: not kept: {error}\n")
+        part.unlink(missing_ok=True)
+    return made
 
 
 def _failed(error: Exception) -> Reply:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from bsa_bench.errors import UsageError
 
+_TURN_ERROR = 0.3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -68,6 +70,11 @@ class Policy:
                 f"confirm_pairs: {self.confirm_pairs} pairs that all agree have p = {0.5**self.confirm_pairs:.2g}, "
                 f"which never passes {self.significance_of_a_look:g}; ask for more pairs or a larger significance"
             )
+
+    @property
+    def turn_error(self) -> float:
+        """Standard error of a pair's log ratio below which its processes need no more turns: pairs differ by more."""
+        return _TURN_ERROR * self.limit
 
     @property
     def looks(self) -> tuple[int, ...]:

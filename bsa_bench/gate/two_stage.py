@@ -8,9 +8,11 @@ alarm. Starting processes costs more than visiting a case: confirmations and the
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Protocol
 
 from bsa_bench.gate.judgement import (
@@ -43,6 +45,9 @@ class PairBench(Protocol):
         head fails for the second time. Other problems end the case.
         """
 
+    def cost_s(self, names: Sequence[str]) -> float:
+        """How many seconds a pair of these cases takes, as far as is known by now; 0 where nothing is."""
+
 
 def decide(
     names: Sequence[str],
@@ -52,7 +57,7 @@ def decide(
     tier: Tier,
     controls: Sequence[str] = (),
     seed: int = 0,
-    out_of_time: Callable[[], bool] = lambda: False,
+    time_left_s: Callable[[], float] = lambda: math.inf,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Check]:
     """Measure cases by pairs of processes until each is decided, and say what became of each.
@@ -64,7 +69,8 @@ def decide(
         tier: stands in the checks.
         controls: cases of which nothing can have changed. If one moves, the machine did, and nothing is decided.
         seed: of the order in which a pair visits the cases.
-        out_of_time: asked before each pair; what is undecided then is ambiguous, or not measured.
+        time_left_s: asked before each pair. Where it is short, cases that were flagged come before others, and the
+            worst of them first; what is undecided in the end is ambiguous, or not measured.
         tell: told what happens, a line at a time.
 
     Returns:
@@ -76,7 +82,7 @@ def decide(
     cases = [_Case(name, is_control) for group, is_control in ((names, False), (controls, True)) for name in group]
     if len({case.name for case in cases}) < len(cases):
         raise ValueError(f"names, controls: expected each case once, got {[*names, *controls]}")
-    checks = _Run(cases, bench, policy, tier, random.Random(seed), tell).run(out_of_time)
+    checks = _Run(cases, bench, policy, tier, random.Random(seed), tell).run(time_left_s)
     movements = {Verdict.SLOWER, Verdict.FASTER, Verdict.FAILED}
     moved = next((check for check in checks if check.is_control and check.verdict in movements), None)
     if moved is None:
@@ -147,13 +153,15 @@ class _Run:
         self._order, self._tell = order, tell
         self._noise: Noise | None = None
 
-    def run(self, out_of_time: Callable[[], bool]) -> list[Check]:
+    def run(self, time_left_s: Callable[[], float]) -> list[Check]:
         """Pairs until every case is decided or the time is over."""
         number = 0
-        while (pending := [case for case in self._cases if case.check is None]) and not out_of_time():
+        while (pending := [case for case in self._cases if case.check is None]) and (
+            chosen := self._chosen(pending, time_left_s())
+        ):
             number += 1
-            self._tell(f"pair {number}: {_what_is_left(pending)}")
-            measured = [case for case in self._measure(pending) if case.check is None]
+            self._tell(f"pair {number}: {_what_is_left(chosen)}")
+            measured = [case for case in self._measure(chosen) if case.check is None]
             self._noise = machine_noise([case.log_ratios["screen"] for case in self._cases], self._policy)
             for case in measured:
                 if case.flagged:
@@ -164,6 +172,37 @@ class _Run:
             if case.check is None:
                 self._end_late(case)
         return [case.check for case in self._cases if case.check is not None]
+
+    def _chosen(self, pending: Sequence[_Case], left_s: float) -> Sequence[_Case]:
+        """The cases of the next pair: all, unless the time is short; then those that can still be confirmed."""
+        flagged = sorted((case for case in pending if case.flagged), key=self._urgency)
+        if left_s > 0 and self._cost_s(pending) + self._confirmation_s(flagged, 1) <= left_s:
+            return pending
+        chosen: list[_Case] = []
+        for case in flagged:
+            if self._confirmation_s([*chosen, case]) <= left_s:
+                chosen.append(case)
+        if chosen or left_s <= 0:
+            return chosen
+        others = [case for case in pending if not case.flagged]
+        return others if self._cost_s(others) <= left_s else []
+
+    def _urgency(self, case: _Case) -> tuple[bool, float]:
+        """What is slower first, the worst of it before the rest."""
+        log_ratio = median(case.log_ratios["screen"])
+        return log_ratio <= 0, -abs(log_ratio)
+
+    def _confirmation_s(self, flagged: Sequence[_Case], num_done: int = 0) -> float:
+        """How long it takes to confirm them all, once so many more pairs were measured."""
+        missing = [next((n for n in self._policy.looks if n > case.num_pairs), 0) - case.num_pairs for case in flagged]
+        rounds = range(num_done, max(missing, default=0))
+        return sum(
+            self._cost_s([case for case, number in zip(flagged, missing, strict=True) if number > done])
+            for done in rounds
+        )
+
+    def _cost_s(self, cases: Sequence[_Case]) -> float:
+        return self._bench.cost_s([case.name for case in cases])
 
     def _measure(self, pending: Sequence[_Case]) -> list[_Case]:
         """Measure a pair; returns the cases that have one pair more."""

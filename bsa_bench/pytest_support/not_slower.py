@@ -107,6 +107,7 @@ def compare(
     tier = tier_of(kind)
     started = time.monotonic()
     cases = {each.case_id: each for each in (case, *([control] if control else []))}
+    policy = policy_for(kind, limit=comparison.limit)
     bench = LockstepBench(
         cases,
         base=sides[0],
@@ -115,6 +116,7 @@ def compare(
             device=kind,
             threads=session.settings.threads or 1,
             logs=session.settings.results / "pairs" / case.case_hash,
+            turn_error=policy.turn_error,
         ),
     )
     told = bench.probe()
@@ -127,10 +129,10 @@ def compare(
     return decide(
         [case.case_id],
         bench,
-        policy_for(kind, limit=comparison.limit),
+        policy,
         tier=tier,
         controls=[control.case_id] if control else [],
-        out_of_time=lambda: time.monotonic() - started > comparison.budget_s,
+        time_left_s=lambda: started + comparison.budget_s - time.monotonic(),
     )
 
 

@@ -15,6 +15,7 @@ from bsa_bench.stats.samples import median_interval
 
 _RANK_EFFICIENCY = 0.955
 """Of the signed-rank test against the t test, on normal values."""
+_LEAST_TURNS = 8
 _OUTLIER_SHARE = 1e-3
 """A group is noisier than the others if chance makes one in so many as noisy."""
 
@@ -67,6 +68,23 @@ def lockstep_log_ratio(base: Sequence[float], head: Sequence[float]) -> float:
     if not all(math.isfinite(sample) and sample > 0 for sample in (*base, *head)):
         raise ValueError("samples: expected finite times above zero")
     return median(math.log(h / b) for b, h in zip(base, head, strict=True))
+
+
+def lockstep_error(base: Sequence[float], head: Sequence[float]) -> float:
+    """The standard error of `lockstep_log_ratio`, from the median absolute deviation.
+
+    Args:
+        base, head: seconds, sampled in turn.
+
+    Returns:
+        Infinity below 8 turns, or where a time is not finite and above zero.
+    """
+    if len(base) < _LEAST_TURNS or not all(math.isfinite(sample) and sample > 0 for sample in (*base, *head)):
+        return math.inf
+    ratios = [math.log(after / before) for before, after in zip(base, head, strict=True)]
+    middle = median(ratios)
+    sd = median(abs(ratio - middle) for ratio in ratios) / NormalDist().inv_cdf(0.75)
+    return median_error(sd, len(ratios))
 
 
 def summarise_pairs(

@@ -55,6 +55,7 @@ class ScriptedBench:
     drift: float = 0.0
     drift_pairs: int = 11
     num_samples: int = 7
+    visit_s: float = 1.0
     visits: list[list[str]] = field(default_factory=list)
 
     def __post_init__(self):
@@ -83,6 +84,14 @@ class ScriptedBench:
             name: self._measured(name, script, *sides)
             for name, script, sides in zip(names, scripts, samples, strict=True)
         }
+
+    def cost_s(self, names):
+        """A second for the pair, and as much as `visit_s` for each case."""
+        return 1.0 + self.visit_s * len(names) if self.visits else 0.0
+
+    def time_left(self, total_s):
+        """What of a time is left after the pairs so far."""
+        return lambda: total_s - sum(1.0 + self.visit_s * len(names) for names in self.visits)
 
     def num_pairs(self, name):
         """How many pairs have visited a case."""
@@ -142,6 +151,6 @@ def one(script, **options):
 
 
 def after(pairs):
-    """Out of time after so many pairs."""
-    left = iter([False] * pairs)
-    return lambda: next(left, True)
+    """Time for so many pairs, and no sooner said to be short."""
+    left = iter([math.inf] * pairs)
+    return lambda: next(left, 0.0)

@@ -2,10 +2,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import bsa_kernels
 from bsa_bench.catalog import make_case
 from bsa_bench.gate.lockstep import HostOperation, LockstepBench, LockstepSettings, PairSide
+from bsa_bench.gate.pair_worker import _kept
 from bsa_bench.gate.two_stage import PairSample
 from bsa_bench.gate.verdict import Verdict
 from bsa_bench.methods.bsa import BsaOptions
@@ -78,3 +80,23 @@ def test_real_workers_find_what_is_the_same_slower_and_wrong(tmp_path):
     assert found["wrong"].verdict is Verdict.WRONG
     assert found["wrong"].reason.startswith("head: output: ")
     assert "above its budget" in found["wrong"].reason
+
+
+def test_inputs_are_made_once_and_a_folder_that_cannot_be_written_costs_only_time(tmp_path, capsys):
+    made = []
+
+    def make():
+        made.append({"q": torch.arange(4.0), "k": torch.ones(2)})
+        return made[-1]
+
+    place = tmp_path / "x.pt"
+    for _ in range(3):
+        kept = _kept(place, make, "cpu")
+        assert torch.equal(kept["q"], torch.arange(4.0))
+        assert torch.equal(kept["k"], torch.ones(2))
+    assert len(made) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+    assert _kept(None, make, "cpu") is made[-1]
+    assert _kept(tmp_path / "nowhere" / "x.pt", make, "cpu").keys() == {"q", "k"}
+    assert "nowhere/x.pt: not kept: " in capsys.readouterr().err
+    assert len(made) == 3

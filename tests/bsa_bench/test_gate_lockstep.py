@@ -72,6 +72,21 @@ def test_a_pair_that_the_time_is_up_for_keeps_what_it_has(workers):
     assert found["128"] == found["192"] == late
 
 
+def test_turns_end_where_more_of_them_would_tell_no_more(workers):
+    for noise, least, most in ((0.01, 8, 12), (0.1, 30, 60)):
+        sample = workers(noise=noise).bench(CASES, turns_s=2.0, turn_error=0.01).measure(["64"])["64"]
+        assert least <= len(sample.base) == len(sample.head) <= most
+
+
+def test_a_pair_costs_what_the_last_one_did(workers):
+    bench = workers().bench(CASES)
+    assert bench.cost_s(["64", "128"]) == 0
+    started = time.monotonic()
+    bench.measure(["64", "128", "192"])
+    wall_s = time.monotonic() - started
+    assert 0 < bench.cost_s(["64"]) < bench.cost_s(["64", "128"]) < bench.cost_s(["64", "128", "192"]) <= wall_s
+
+
 @pytest.mark.slow
 def test_the_number_of_turns_has_bounds(workers):
     script = workers()

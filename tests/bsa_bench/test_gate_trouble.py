@@ -182,7 +182,7 @@ def test_memory_that_grew_fails_a_faster_head_and_one_that_time_ran_out_for():
     script = Scripted(effect=-0.1, between=0.003, head_memory_bytes=2 << 30)
     faster, _ = one(script)
     assert (faster.verdict, faster.reason[-12:]) == (Verdict.FAILED, "time: FASTER")
-    late, _ = one(script, out_of_time=after(5))
+    late, _ = one(script, time_left_s=after(5))
     assert (late.verdict, late.reason[-15:]) == (Verdict.FAILED, "time: AMBIGUOUS")
 
 

@@ -120,33 +120,76 @@ def test_a_case_that_scatters_far_more_than_the_others_is_not_the_same_within_it
 
 
 def test_without_any_time_nothing_is_measured():
-    check, exit_status = one(Scripted(), out_of_time=after(0))
+    check, exit_status = one(Scripted(), time_left_s=after(0))
     assert (check.verdict, check.reason, exit_status) == (Verdict.NOT_MEASURED, "no time was left for it", 4)
 
 
 @pytest.mark.parametrize(("pairs", "told"), [(1, "1 pair"), (2, "2 pairs")])
 def test_time_that_runs_out_in_the_screen_leaves_what_it_measured_ambiguous(pairs, told):
-    check, _ = one(Scripted(effect=0.1), out_of_time=after(pairs))
+    check, _ = one(Scripted(effect=0.1), time_left_s=after(pairs))
     assert (check.verdict, check.reason) == (Verdict.AMBIGUOUS, f"no time was left for more than {told}")
     assert len(check.pairs.log_ratios) == pairs
 
 
 @pytest.mark.parametrize("pairs", [3, 7, 10])
 def test_time_that_runs_out_in_the_confirmation_leaves_the_screens_pairs_and_no_verdict(pairs):
-    check, exit_status = one(Scripted(effect=0.1, between=0.003), out_of_time=after(pairs))
+    check, exit_status = one(Scripted(effect=0.1, between=0.003), time_left_s=after(pairs))
     assert (check.verdict, check.is_suspect, exit_status) == (Verdict.AMBIGUOUS, True, 7)  # never a pass
-    faster, exit_status = one(Scripted(effect=-0.1, between=0.003), out_of_time=after(pairs))
+    faster, exit_status = one(Scripted(effect=-0.1, between=0.003), time_left_s=after(pairs))
     assert (faster.verdict, faster.is_suspect, exit_status) == (Verdict.AMBIGUOUS, False, 0)
     assert check.reason == "flagged by the screen; no time was left for 8 pairs to confirm it"
     assert (check.pairs.stage, len(check.pairs.log_ratios), check.pairs.p) == ("screen", 3, None)
-    assert one(Scripted(effect=0.1, between=0.003), out_of_time=after(11))[0].verdict is Verdict.SLOWER
+    assert one(Scripted(effect=0.1, between=0.003), time_left_s=after(11))[0].verdict is Verdict.SLOWER
 
 
 def test_time_that_runs_out_between_the_looks_leaves_the_confirmation_ambiguous():
     script = Scripted(between=0.003, slow_modes=(0.0, 0.1), slow_share=(True, True, True, True, False))
-    check, _ = one(script, out_of_time=after(13))
+    check, _ = one(script, time_left_s=after(13))
     assert (check.verdict, check.reason) == (Verdict.AMBIGUOUS, "no time was left for more than 10 pairs")
     assert check.pairs.stage == "confirm"
+
+
+def timed(cases, total_s):
+    """Checks by name of a gate that has so long; a pair takes a second, and a second for each case."""
+    bench = ScriptedBench(cases, seed=3)
+    checks, _ = gate(cases, bench=bench, time_left_s=bench.time_left(total_s))
+    assert sum(1.0 + len(names) for names in bench.visits) <= total_s
+    return checks, bench
+
+
+def test_where_time_is_short_what_was_flagged_comes_first_and_the_worst_of_it_alone():
+    steady = {"between": 0.002}
+    cases = {
+        "slow": Scripted(effect=0.2, **steady),
+        "slower": Scripted(effect=0.4, **steady),
+        "faster": Scripted(effect=-0.5, **steady),
+        "open": Scripted(effect=0.019, **steady),  # at the limit, so that the screen goes on
+    }
+    # 3 pairs of all take 15 s, 8 of one case 16 s, of two 24 s, of three 32 s.
+    checks, bench = timed(cases, 15 + 16)
+    assert {name: check.verdict for name, check in checks.items()} == {
+        "slower": Verdict.SLOWER,
+        "slow": Verdict.AMBIGUOUS,
+        "faster": Verdict.AMBIGUOUS,
+        "open": Verdict.AMBIGUOUS,
+    }
+    assert bench.visits[3:] == [["slower"]] * 8
+    assert checks["slow"].is_suspect
+    assert not checks["faster"].is_suspect
+    checks, _ = timed(cases, 15 + 24)
+    assert [name for name, check in checks.items() if check.verdict is Verdict.SLOWER] == ["slow", "slower"]
+    checks, _ = timed(cases, 15 + 32)
+    assert checks["faster"].verdict is Verdict.FASTER
+    assert checks["open"].reason == "no time was left for more than 3 pairs"
+    checks, bench = timed(cases, 15 + 60)
+    assert bench.num_pairs("open") > 3
+
+
+def test_what_cannot_be_confirmed_in_the_time_left_leaves_it_to_the_others():
+    cases = {"slow": Scripted(effect=0.2, between=0.002), "open": Scripted(effect=0.019, between=0.002)}
+    checks, bench = timed(cases, 9 + 14)
+    assert {tuple(names) for names in bench.visits[3:]} == {("open",)}
+    assert checks["slow"].is_suspect
 
 
 def test_a_change_below_the_absolute_limit_is_the_same_and_needs_no_confirmation():
