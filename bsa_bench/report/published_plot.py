@@ -50,7 +50,7 @@ def throughput_among_published(rows: Sequence[Row], kit: Kit, published: Sequenc
         style.tokens_axis(axes, [row.num_tokens for row in each])
         style.plain_log_axis(axes, "y", ends)
         axes.set_ylabel(f"TFLOP/s executed (log)\n{timer_label(each)}")
-    num_lines = sum(label.count("\n") + 1 for label in looks) + len(kit.looks)
+    num_lines = sum(label.count("\n") + 1 for label in {*looks, *(kit.label(row) for row in timed)})
     figure.set_figheight(max(figure.get_figheight(), 0.9 + 0.2 * num_lines))
     style.legend(figure, all_axes)
     return Plot(title, *style.save(figure, kit.folder, kit.name("tflops-published")))
