@@ -12,9 +12,12 @@ from bsa_bench.cli.gate_app import add_gate_verbs
 from bsa_bench.cli.static_app import static_app
 from bsa_bench.errors import EXIT_CODES
 from bsa_bench.exports import FORMATS, FormatName
+from bsa_bench.imports import FORMATS as IMPORT_FORMATS
+from bsa_bench.imports import ImportName
 
 _CODES = "\n\n".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
 _FORMATS = "; ".join(f"{name}: {each.about}" for name, each in FORMATS.items()) + "."
+_IMPORT_FORMATS = "; ".join(f"{name}: {each.about}" for name, each in IMPORT_FORMATS.items())
 
 app = typer.Typer(
     name="bsa-bench",
@@ -180,13 +183,21 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where to write; default: reports/RUN.")
     ] = None,
+    published: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--published",
+            metavar="FILE",
+            help="Add a section of figures that others published, from a file of `bsa-bench import`; repeatable.",
+        ),
+    ] = None,
     results: ResultsRoot = RESULTS,
     json_: Json = False,
 ) -> None:
     """Write report.md with tables and plots from a stored run."""
     from bsa_bench.cli.commands import report as command
 
-    command(run, results, out, as_json=json_)
+    command(run, results, out, published or [], as_json=json_)
 
 
 @app.command()
@@ -260,6 +271,36 @@ def export(
     from bsa_bench.cli.commands import export as command
 
     command(run, results, to, out)
+
+
+@app.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A result file of another tool.")],
+    source_format: Annotated[
+        ImportName | None,
+        typer.Option("--from", help=f"Default: guessed from the content. {_IMPORT_FORMATS}."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="PATH", help="Where to write; default: its name with .published.jsonl."),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", metavar="TEXT", help="Name the figures so in reports, not by the tool.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="TEXT", help="What they were measured on, for a file that does not say."),
+    ] = None,
+    passes: Annotated[
+        Literal["forward", "backward", "forward+backward"] | None,
+        typer.Option("--pass", help="What was timed, for a file that does not say."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Import figures of another tool, for `report --published` (docs/imports.md)."""
+    from bsa_bench.cli.import_command import import_published
+
+    import_published(file, source_format, out, label=label, device=device, passes=passes, as_json=json_)
 
 
 add_gate_verbs(app)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,11 +185,11 @@ def list_all(what: Literal["all", "suites", "implementations", "forms", "models"
         print(f"model  {model['name']:14} {model['heads']} heads x {model['head_dim']}  [{model['source']}]")
 
 
-def report(run: str, results: Path, out: Path | None, *, as_json: bool) -> None:
-    """Write a run's report."""
+def report(run: str, results: Path, out: Path | None, published: Sequence[Path], *, as_json: bool) -> None:
+    """Write a run's report, with a section of what others published where files of that are given."""
     from bsa_bench.report import write_report
 
-    files = write_report(find_run(run, results), out)
+    files = write_report(find_run(run, results), out, published=published)
     if as_json:
         _print_json({"markdown": str(files.markdown), "plots": [str(p) for p in files.plots]})
     else:

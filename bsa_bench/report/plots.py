@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bsa_bench.imports.record import Published
 from bsa_bench.report import style
 from bsa_bench.report.kit import Kit, Plot, looks
 from bsa_bench.report.labels import Labels
 from bsa_bench.report.level_plots import latency, memory
 from bsa_bench.report.phases import phase_stack
+from bsa_bench.report.published_plot import throughput_among_published
 from bsa_bench.report.speedup_plots import error_against_speedup, speedup_by_density, speedup_by_tokens
 from bsa_bench.result import PASSES
 from bsa_bench.store.derive import Row
 
 
-def draw_plots(rows: Sequence[Row], labels: Labels, folder: Path) -> list[Plot]:
+def draw_plots(rows: Sequence[Row], labels: Labels, folder: Path, published: Sequence[Published] = ()) -> list[Plot]:
     """Draw every plot for which there are correct rows into `folder`, which exists."""
     import matplotlib as mpl
 
@@ -30,6 +32,7 @@ def draw_plots(rows: Sequence[Row], labels: Labels, folder: Path) -> list[Plot]:
             kit = Kit(passes, labels, looks(correct, labels), folder)
             plots += [draw(compared, kit) for draw in (speedup_by_tokens, speedup_by_density) if compared]
             plots += [draw(of_pass, kit) for draw in (latency, memory) if of_pass]
+            plots += [throughput_among_published(of_pass, kit, published)]
             plots += [error_against_speedup(compared, kit)] if compared else []
             plots += [phase_stack(phased, kit)] if phased else []
     return [plot for plot in plots if plot]

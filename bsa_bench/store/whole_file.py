@@ -15,7 +15,8 @@ def check_place(path: Path, *, flag: str) -> None:
         StoreError: it cannot.
     """
     folder = path.absolute().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    is_other = path.exists() and not path.is_file()  # a folder, or a device, which a whole file would take the place of
+    if is_other or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise StoreError(f"{flag}: {path}: expected a file in a folder that can be written")
 
 

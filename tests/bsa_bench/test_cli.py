@@ -24,7 +24,7 @@ HEAVY = {"torch", "triton", "pandas", "matplotlib", "av", "numpy", "rich"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["list"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["import", "--help"], ["--version"], ["list"]])
 def test_help_and_lists_are_instant_and_load_nothing_heavy(arguments, folder):
     allowed = {"numpy", "rich"} if arguments == ["list"] else set()
     code = f"""

@@ -1,5 +1,6 @@
 """From times to a table: what goes together, what stays in force, what is written."""
 
+import os
 import tomllib
 
 import pytest
@@ -129,7 +130,8 @@ def test_a_table_reads_back_as_it_was_written(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path):
     check_place(tmp_path / "tiles.toml", flag="--out")
-    for wrong in (tmp_path, tmp_path / "missing" / "tiles.toml"):
+    os.mkfifo(tmp_path / "pipe")
+    for wrong in (tmp_path, tmp_path / "missing" / "tiles.toml", tmp_path / "pipe"):
         with pytest.raises(StoreError, match=r"^--tiles: .* expected a file in a folder that can be written"):
             check_place(wrong, flag="--tiles")
 
