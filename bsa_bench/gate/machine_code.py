@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +10,9 @@ from bsa_bench.catalog import ENGINES, METHODS, options_of
 from bsa_bench.errors import UsageError
 from bsa_bench.methods.bsa import BsaOptions
 from bsa_bench.result import Case, Environment
+from bsa_bench.run.jitted import Jitted
 from bsa_bench.run.job import DeviceKind
-from bsa_bench.run.sources import jitted_bodies, sources_digest
+from bsa_bench.run.sources import jitted_sources, sources_digest
 from bsa_bench.static.compile import Compiled, Failure, Settings, Toolchain, compile_all, list_configs
 from bsa_bench.static.config import ARCH_NAMES, ArchName, KernelConfig
 
@@ -94,15 +94,16 @@ def same_machine_code(one: Path, other: Path, target: Target) -> bool:
     Raises:
         StoreError: the cache cannot be written.
     """
-    bodies = [jitted_bodies(_package(revision)) for revision in (one, other)]
-    changed = {key for key in bodies[0].keys() | bodies[1].keys() if bodies[0].get(key) != bodies[1].get(key)}
+    functions = [jitted_sources(_package(revision)) for revision in (one, other)]
+    changed = {key for key, code in functions[0].items() if code != functions[1].get(key)}
+    changed |= functions[1].keys() - functions[0].keys()
     try:
         listed = [_configurations(revision, target) for revision in (one, other)]
     except UsageError:
         return False
     if not listed[0] or listed[0] != listed[1]:
         return False
-    if any(not changed <= _reached(listed[0], each) for each in bodies):
+    if any(not changed <= _reached(listed[0], each) for each in functions):
         return False
     codes = [_code(revision, listed[0], target) for revision in (one, other)]
     return None not in codes and codes[0] == codes[1]
@@ -122,26 +123,16 @@ def _configurations(revision: Path, target: Target) -> list[KernelConfig]:
     return found[target.arch]
 
 
-def _reached(configs: Sequence[KernelConfig], bodies: Mapping[_Function, str]) -> set[_Function]:
-    """The jitted functions that are part of what is compiled: kernels, and what these call by its name.
-
-    A name that is not of the own module stands for the only function of that name; of several it may be none.
-    """
-    number = Counter(name for _, name in bodies)
+def _reached(configs: Sequence[KernelConfig], functions: Mapping[_Function, Jitted]) -> set[_Function]:
+    """The jitted functions that are part of what is compiled: kernels, and what these use."""
     kernels = [each.kernel.rpartition(":") for each in configs]
     pending: list[_Function] = [(module, name) for module, _, name in kernels]
     found: set[_Function] = set()
     while pending:
-        caller = pending.pop()
-        if caller in found or caller not in bodies:
-            continue
-        found.add(caller)
-        body = bodies[caller]
-        pending += [
-            (module, name)
-            for module, name in bodies
-            if (module == caller[0] or number[name] == 1) and f"func=Name(id='{name}'" in body
-        ]
+        user = pending.pop()
+        if user in functions and user not in found:
+            found.add(user)
+            pending += functions[user].uses
     return found
 
 

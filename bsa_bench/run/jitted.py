@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import dataclass
 
 _DECORATORS = frozenset({"triton.jit", "triton.runtime.jit.jit", "triton.experimental.gluon.jit"})
 
@@ -23,6 +24,43 @@ def jitted_functions(tree: ast.Module) -> list[Function]:
         for node in ast.walk(tree)
         if isinstance(node, Function) and any(_name(each, origins) in _DECORATORS for each in node.decorator_list)
     ]
+
+
+@dataclass(frozen=True)
+class Jitted:
+    """What Triton compiles of a function.
+
+    Attributes:
+        body: as text that comments and layout do not move.
+        uses: module and name of what the body names: functions of its own module, and what that imports.
+    """
+
+    body: str
+    uses: frozenset[tuple[str, str]]
+
+
+def jitted_code(tree: ast.Module, module: str) -> dict[str, Jitted]:
+    """The jitted functions of a file by name; of several of one name, all of them in a row.
+
+    Args:
+        tree: of a whole file, without docstrings.
+        module: its dotted name.
+    """
+    origins = {name: origin.rpartition(".") for name, origin in _origins(tree).items()}
+    functions = jitted_functions(tree)
+    places = {name: (path, own) for name, (path, _, own) in origins.items()}
+    places |= {function.name: (module, function.name) for function in functions}
+    found: dict[str, Jitted] = {}
+    for function in functions:
+        nodes = [node for statement in function.body for node in ast.walk(statement)]
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        own = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+        own |= {node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)}
+        uses = frozenset(places[node.id] for node in names if node.id in places and node.id not in own)
+        earlier = found.get(function.name, Jitted("", frozenset()))
+        body = "".join(ast.dump(statement) for statement in function.body)
+        found[function.name] = Jitted(earlier.body + body, earlier.uses | uses)
+    return found
 
 
 def _origins(tree: ast.Module) -> dict[str, str]:

@@ -6,7 +6,7 @@ import ast
 import hashlib
 from pathlib import Path
 
-from bsa_bench.run.jitted import Function, jitted_functions
+from bsa_bench.run.jitted import Function, Jitted, jitted_code, jitted_functions
 
 
 def sources_digest(folder: str | Path, *, jitted_bodies: bool = True) -> str:
@@ -33,28 +33,22 @@ def sources_digest(folder: str | Path, *, jitted_bodies: bool = True) -> str:
     return whole.hexdigest()
 
 
-def jitted_bodies(folder: str | Path) -> dict[tuple[str, str], str]:
-    """The bodies of the functions of a package that Triton compiles, as text that comments and layout do not move.
+def jitted_sources(folder: str | Path) -> dict[tuple[str, str], Jitted]:
+    """The functions of a package that Triton compiles, by the dotted name of the module and their own.
 
     Args:
-        folder: the package's folder.
-
-    Returns:
-        Bodies by the dotted name of the module, the package's own first, and the function's name; of several functions
-        of one name in a module, all bodies in a row.
+        folder: the package's folder; its name is the first of the modules' names.
 
     Raises:
         SyntaxError: a Python file does not parse.
     """
     root = Path(folder)
-    found: dict[tuple[str, str], str] = {}
+    found: dict[tuple[str, str], Jitted] = {}
     for path in sorted(root.rglob("*.py")):
         module = ".".join((root.name, *path.relative_to(root).with_suffix("").parts))
         tree = ast.parse(path.read_bytes(), filename=str(path))
         _strip_prose(tree)
-        for function in jitted_functions(tree):
-            key = module, function.name
-            found[key] = found.get(key, "") + "".join(ast.dump(statement) for statement in function.body)
+        found |= {(module, name): code for name, code in jitted_code(tree, module).items()}
     return found
 
 

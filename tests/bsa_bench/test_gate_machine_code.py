@@ -1,5 +1,6 @@
 import ast
 import shutil
+import textwrap
 
 import pytest
 from compile_cache import cache_folder
@@ -14,8 +15,8 @@ from bsa_bench.gate import bisect
 from bsa_bench.gate.bisect import BAD, GOOD, State, find_slower_revision, judge_here
 from bsa_bench.gate.machine_code import Target, host_digest, runs_jitted, same_machine_code, target_of
 from bsa_bench.methods.bsa import BsaOptions
-from bsa_bench.run.jitted import jitted_functions
-from bsa_bench.run.sources import jitted_bodies, sources_digest
+from bsa_bench.run.jitted import jitted_code, jitted_functions
+from bsa_bench.run.sources import jitted_sources, sources_digest
 from bsa_bench.workload import Workload
 
 CASE = some_cases(64)["64"]
@@ -45,6 +46,24 @@ def test_what_triton_compiles_is_known_by_what_the_decorator_was_imported_as(tex
     assert [function.name for function in jitted_functions(ast.parse(text))] == ["f"] * is_jitted
 
 
+def test_what_a_jitted_function_uses_is_found_in_its_module_or_where_that_imports_it_from():
+    text = """
+        import triton
+        from package.common import load as load_rows, store
+
+        @triton.jit
+        def helper(store):
+            store(1)
+
+        @triton.jit
+        def kernel(x, combine):
+            combine(load_rows(x), helper)
+    """
+    found = jitted_code(ast.parse(textwrap.dedent(text)), "package.kernels")
+    assert found["helper"].uses == frozenset()  # its own argument
+    assert found["kernel"].uses == {("package.common", "load"), ("package.kernels", "helper")}
+
+
 def test_the_digest_of_host_code_has_all_but_the_bodies_of_jitted_functions(tmp_path):
     def host(name, toy, **files):
         return host_digest(write_revision(tmp_path / name, toy, **files))
@@ -62,7 +81,7 @@ def test_the_digest_of_host_code_has_all_but_the_bodies_of_jitted_functions(tmp_
     assert host("table", TOY, tiles__toml="rows = 64\n") != start
     package = tmp_path / "start" / "kernels" / "bsa_kernels"
     assert sources_digest(package) != sources_digest(tmp_path / "renamed" / "kernels" / "bsa_kernels")
-    assert list(jitted_bodies(package)) == [("bsa_kernels.toy", name) for name in ("scaled", "scale", "uncompiled")]
+    assert list(jitted_sources(package)) == [("bsa_kernels.toy", name) for name in ("scaled", "scale", "uncompiled")]
 
 
 def test_a_case_runs_jitted_functions_unless_its_engine_is_known_not_to():
