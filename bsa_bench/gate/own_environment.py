@@ -124,7 +124,7 @@ def versions_of(python: Path, *, flag: str = "") -> dict[str, str | None]:
     """
     command = [str(python), "-P", "-c", _VERSIONS, *TOLD_PACKAGES]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     except OSError as error:
         raise UsageError(f"{flag}{python}: {error.strerror}, expected a Python") from error
     try:

@@ -100,12 +100,12 @@ def _shared(label: str, revision: Path, here: Path) -> str:
     try:
         different = differences(stated_dependencies(revision, label=label), own_dependencies(here))
     except UsageError as error:
-        return f"{error}; both sides ran in this environment"
+        return f"{error}; it ran in this environment"
     if not different:
-        return f"{label} depends on the same packages as the code here; both sides ran in this environment"
+        return f"{label} asks for the same packages as the code here, and ran in this environment"
     return (
-        f"{label} has other dependencies: {', '.join(different)}; both sides ran in this environment all the same "
-        "(--own-environment gives it one of its own)"
+        f"{label} asks for other packages: {', '.join(different)}; it ran in this environment all the same "
+        "(--own-environment or --base-python give it another)"
     )
 
 

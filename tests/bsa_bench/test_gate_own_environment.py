@@ -201,13 +201,13 @@ def test_a_shared_environment_is_told_with_what_differs(repository):
             (found,) = side.notes
         return found
 
-    assert note() == "git:HEAD: pyproject.toml: No such file or directory; both sides ran in this environment"
+    assert note() == "git:HEAD: pyproject.toml: No such file or directory; it ran in this environment"
     ours = (ROOT / "pyproject.toml").read_text()
-    assert note(ours) == "git:HEAD depends on the same packages as the code here; both sides ran in this environment"
+    assert note(ours) == "git:HEAD asks for the same packages as the code here, and ran in this environment"
     other = ours.replace('"numpy>=1.26"', '"numpy>=1.20"').replace('  "scipy>=1.11",\n', "")
     assert note(other) == (
-        "git:HEAD has other dependencies: numpy>=1.20 (here numpy>=1.26), no scipy (here scipy>=1.11); both sides ran "
-        "in this environment all the same (--own-environment gives it one of its own)"
+        "git:HEAD asks for other packages: numpy>=1.20 (here numpy>=1.26), no scipy (here scipy>=1.11); it ran in this "
+        "environment all the same (--own-environment or --base-python give it another)"
     )
     with open_pair_side(".") as side:
         assert side.notes == ()
@@ -218,7 +218,7 @@ def test_a_revision_of_another_repository_is_compared_with_its_work_tree(reposit
     (repository.folder / "src" / "mine.py").write_text("")
     (repository.folder / "pyproject.toml").write_text(project("torch>=2"))
     repository.commit("mine")
-    for dependency, words in (("torch>=2", "depends on the same packages"), ("torch>=3", "torch>=2 (here torch>=3)")):
+    for dependency, words in (("torch>=2", "asks for the same packages"), ("torch>=3", "torch>=2 (here torch>=3)")):
         (repository.folder / "pyproject.toml").write_text(project(dependency))
         with open_pair_side("HEAD", paths=[Path("src")]) as side:
             assert words in side.notes[0]
