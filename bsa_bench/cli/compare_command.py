@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from bsa_bench.gate.compare import compare_implementations, compare_runs, senten
 from bsa_bench.gate.execution import LOGS, ExecutionRequest, run_execution_tier
 from bsa_bench.gate.policy import policy_for
 from bsa_bench.gate.show.terminal import print_result
+from bsa_bench.gate.side_environment import EnvironmentChoice, with_environments
 from bsa_bench.gate.sides import describe_side, has_revision, open_pair_side
 from bsa_bench.gate.verdict import Check, GateResult, Side, TierResult, exit_code, tier_of
 from bsa_bench.static.sides import HERE
@@ -84,6 +86,8 @@ def _check_flags(flags: CompareFlags, *, is_live: bool) -> None:
     """See that no flag is given that the kind of A and B has no use for."""
     given = [
         *(["--own-bench"] if flags.own_bench else []),
+        *(["--own-environment"] if flags.own_environment else []),
+        *([f"--base-python {flags.base_python}"] if flags.base_python else []),
         *(f"--path {path}" for path in flags.paths or ()),
         *(flags.overrides or ()),
     ]
@@ -99,12 +103,17 @@ def _measured_now(base: str, head: str, flags: CompareFlags, limit: float | None
     for name in (base, head):
         if name != HERE and not has_revision(name):
             raise UsageError(f"{name}: no such commit, branch or tag in the repository here")
+    if flags.own_environment and base == head == HERE:
+        raise UsageError("--own-environment: is for git revisions (git:REV); `.` runs in this environment")
     sides = describe_side(base), describe_side(head)
     paths = flags.paths or ()
-    with (
-        open_pair_side(base, own_bench=flags.own_bench, paths=paths) as base_side,
-        open_pair_side(head, own_bench=flags.own_bench, paths=paths) as head_side,
-    ):
+    with contextlib.ExitStack() as stack:
+        tell = stack.enter_context(progress())
+        choice = EnvironmentChoice(own=flags.own_environment, python=flags.base_python, tell=tell)
+        base_side, head_side = (
+            stack.enter_context(open_pair_side(name, own_bench=flags.own_bench, paths=paths, environment=environment))
+            for name, environment in ((base, choice), (head, choice.for_head()))
+        )
         request = ExecutionRequest(
             suite=flags.suite,
             overrides=flags.overrides or (),
@@ -120,9 +129,9 @@ def _measured_now(base: str, head: str, flags: CompareFlags, limit: float | None
             seed=flags.seed,
             logs=LOGS / f"tier{tier_of(flags.device)}",
         )
-        with progress() as tell:
-            tier, environment = run_execution_tier(request, tell)
-    return tier, *sides, environment.model_dump(mode="json")
+        tier, found = run_execution_tier(request, tell)
+        tier = with_environments(tier, base_side, head_side)
+    return tier, *sides, found.model_dump(mode="json")
 
 
 def _is_revision(name: str) -> bool:

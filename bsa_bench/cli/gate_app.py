@@ -35,6 +35,16 @@ Noise = Annotated[Path, typer.Option("--noise", metavar="DIR", help="Folder of t
 OwnBench = Annotated[
     bool, typer.Option("--own-bench", help="Take the base's own benchmark code too, not only its kernels.")
 ]
+OwnEnvironment = Annotated[
+    bool,
+    typer.Option(
+        "--own-environment", help="Run git revisions on their own dependencies, installed once into the user's cache."
+    ),
+]
+BasePython = Annotated[
+    Path | None,
+    typer.Option("--base-python", metavar="FILE", help="Run the base on this Python, that of another venv."),
+]
 Paths = Annotated[
     list[Path] | None,
     typer.Option(
@@ -88,6 +98,8 @@ class GateFlags:
         typer.Option("--measure-unchanged", help="Time cases whose sources are the same, which tests the machine."),
     ] = False
     own_bench: OwnBench = False
+    own_environment: OwnEnvironment = False
+    base_python: BasePython = None
     paths: Paths = None
     require_gpu: Annotated[bool, typer.Option("--require-gpu", help="Exit with 4 where tier 3 is not measured.")] = (
         False
@@ -136,6 +148,8 @@ class CompareFlags:
     budget: Budget = "7m"
     call_limit: CallLimit = "0.5s"
     own_bench: OwnBench = False
+    own_environment: OwnEnvironment = False
+    base_python: BasePython = None
     paths: Paths = None
     allow_other_environment: Annotated[
         bool, typer.Option("--allow-other-environment", help="Show ratios of runs made elsewhere, without a verdict.")

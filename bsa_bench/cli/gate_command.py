@@ -36,6 +36,9 @@ def run_gate_command(flags: GateFlags) -> int:
         raise UsageError("--require-gpu: tier 3 is not among --tier, so that it would never be measured")
     if flags.require_calibration and not {2, 3} & set(tiers):
         raise UsageError("--require-calibration: only tiers 2 and 3 are calibrated, expected one of them among --tier")
+    if (flags.own_environment or flags.base_python) and not {2, 3} & set(tiers):
+        name = "--own-environment" if flags.own_environment else "--base-python"
+        raise UsageError(f"{name}: only tiers 2 and 3 run the base, expected one of them among --tier")
     if flags.github and not os.environ.get(SUMMARY_VARIABLE):
         raise UsageError(f"--github: {SUMMARY_VARIABLE} is not set, expected a step of a GitHub workflow")
     check_outputs(json_path=flags.out, markdown_path=flags.markdown, junit_path=flags.junit)
@@ -43,6 +46,8 @@ def run_gate_command(flags: GateFlags) -> int:
         tiers=tiers,
         base=flags.base,
         own_bench=flags.own_bench,
+        own_environment=flags.own_environment,
+        base_python=flags.base_python,
         paths=flags.paths or (),
         baselines=flags.baselines,
         noise=flags.noise,

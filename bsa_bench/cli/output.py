@@ -29,11 +29,15 @@ def progress() -> Iterator[Callable[[str], None]]:
     """A line on stderr that says what is being done; plain lines, the important ones, where that is no terminal."""
     errors = Console(stderr=True)
     if not errors.is_terminal:
-        yield lambda text: errors.print(text, markup=False, highlight=False) if _is_milestone(text) else None
+        yield (
+            lambda text: (
+                errors.print(text, markup=False, highlight=False, soft_wrap=True) if _is_milestone(text) else None
+            )
+        )
         return
     with errors.status("starting") as status:
         yield lambda text: status.update(text.replace("[", r"\["))
 
 
 def _is_milestone(text: str) -> bool:
-    return text.startswith(("tier", "screen", "confirm", "pair", "verifying"))
+    return text.startswith(("tier", "screen", "confirm", "pair", "verifying", "environment"))

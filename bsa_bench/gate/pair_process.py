@@ -46,22 +46,29 @@ class PairSide:
         first_paths: folders that come before all others on the module path; none for the code that runs this.
         own_code: folders beside the kernels whose code is the side's own; if they differ, so do the sides.
         bench: the benchmark's package as it is there, whether or not the side runs it; None where it has none.
+        last_paths: folders that come after all others.
         command: starts the worker.
         variables: added to its environment.
+        packages: versions of packages where the Python of `command` is another than the one that runs this.
+        notes: what a result says of its Python environment.
     """
 
     label: str
     first_paths: tuple[Path, ...] = ()
     own_code: tuple[Path, ...] = ()
     bench: Path | None = None
+    last_paths: tuple[Path, ...] = ()
     command: tuple[str, ...] = WORKER_COMMAND
     variables: dict[str, str] = field(default_factory=dict)
+    packages: dict[str, str | None] | None = None
+    notes: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
         """The environment of its process."""
         inherited = os.environ.get("PYTHONPATH")
         # What runs may have been found in the working directory, where the worker does not look.
-        paths = [*map(str, self.first_paths), *([inherited] if inherited else []), *map(str, own_paths())]
+        first, last = map(str, self.first_paths), map(str, (*own_paths(), *self.last_paths))
+        paths = [*first, *([inherited] if inherited else []), *last]
         return os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {}) | self.variables
 
 

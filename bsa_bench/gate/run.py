@@ -18,6 +18,7 @@ from bsa_bench.gate.compiled_figures import CompiledFigures
 from bsa_bench.gate.counters import CaseCounters, CountersProvenance, count, run_counters_tier, write_counters
 from bsa_bench.gate.execution import LOGS, ExecutionRequest, check_suite, run_execution_tier
 from bsa_bench.gate.policy import policy_for
+from bsa_bench.gate.side_environment import EnvironmentChoice, with_environments
 from bsa_bench.gate.sides import describe_side, has_revision, open_pair_side, revision_of
 from bsa_bench.gate.verdict import Check, GateResult, Side, Tier, TierResult, Verdict, exit_code, summarise, tier_of
 from bsa_bench.result import Environment
@@ -38,6 +39,8 @@ class GateRequest:
         tiers: which, in order.
         base: a git revision, `triton==VERSION` (tier 0 alone), or None for the committed baselines.
         own_bench: take the base's own benchmark code too.
+        own_environment: run the base on its own dependencies.
+        base_python: run the base on this Python.
         paths: folders of packages of a repository other than bsa-bench's; of these each side imports its own.
         baselines, noise: folders of the committed baselines, and of this machine's limits files.
         archs, kernels, cache, jobs: of tier 0: architectures, patterns of configurations, compiled code, compilers.
@@ -53,6 +56,8 @@ class GateRequest:
     tiers: Sequence[Tier] = (0, 1, 2, 3)
     base: str | None = None
     own_bench: bool = False
+    own_environment: bool = False
+    base_python: Path | None = None
     paths: Sequence[Path] = ()
     baselines: Path = BASELINES
     noise: Path = NOISE
@@ -251,8 +256,11 @@ class _Runner:
         calibration = self._calibration(device)
         noise = (calibration.pair_sd, calibration.num_freedoms) if calibration else None
         policy = policy_for(device, limit=request.limit, noise=noise)
+        environment = EnvironmentChoice(own=request.own_environment, python=request.base_python, tell=self._tell)
         with (
-            open_pair_side(self._execution_base(), own_bench=request.own_bench, paths=request.paths) as base,
+            open_pair_side(
+                self._execution_base(), own_bench=request.own_bench, paths=request.paths, environment=environment
+            ) as base,
             open_pair_side(HERE, own_bench=request.own_bench, paths=request.paths) as head,
         ):
             execution = ExecutionRequest(
@@ -271,6 +279,7 @@ class _Runner:
                 logs=LOGS / f"tier{tier_of(device)}",
             )
             result, self.environment = run_execution_tier(execution, self._tell)
+            result = with_environments(result, base, head)
         if calibration is None:
             note = (
                 "no limits file of this machine: the noise is that of the run's own pairs (bsa-bench noise makes one)"

@@ -12,6 +12,7 @@ import bsa_bench
 from bsa_bench.errors import UsageError
 from bsa_bench.gate.lockstep import PairSide
 from bsa_bench.gate.pair_job import Reply
+from bsa_bench.gate.side_environment import THIS_ENVIRONMENT, EnvironmentChoice, in_environment
 from bsa_bench.gate.verdict import Side
 from bsa_bench.result import Case
 from bsa_bench.run.sources import sources_digest
@@ -29,7 +30,12 @@ _COMPUTES = ("methods", "engines", "block_method.py", "catalog.py")
 
 @contextlib.contextmanager
 def open_pair_side(
-    name: str, *, own_bench: bool = False, paths: Sequence[Path] = (), flag: str = "--path"
+    name: str,
+    *,
+    own_bench: bool = False,
+    paths: Sequence[Path] = (),
+    flag: str = "--path",
+    environment: EnvironmentChoice = THIS_ENVIRONMENT,
 ) -> Iterator[PairSide]:
     """Turn the name of a side into what its processes import, for as long as the context lasts.
 
@@ -40,26 +46,45 @@ def open_pair_side(
         paths: folders of packages, relative to the top of that repository: of these each side imports its own, and the
             kernels and the benchmark are the installed ones for both. For repositories other than bsa-bench's.
         flag: what names the paths, for errors.
+        environment: the Python that it runs on.
 
     Raises:
         UsageError: there is no such revision, it has not these folders, they are outside the repository or come with
             `own_bench`; or the working directory is another checkout than the code that runs, so that `.` would not
-            mean what it says.
+            mean what it says; or as `in_environment`.
+        MachineError, StoreError: as `in_environment`.
     """
+    environment.check()
+    if environment.own and paths:
+        raise UsageError(
+            f"--own-environment: got {flag} too, whose packages have to be installed to be found; make an environment "
+            "with the base's dependencies and yours, and name it with --base-python"
+        )
+    with (
+        _open_sources(name, own_bench=own_bench, paths=paths, flag=flag) as (side, revision),
+        in_environment(side, environment, revision=revision, here=_top() if paths else ROOT) as placed,
+    ):
+        yield placed
+
+
+@contextlib.contextmanager
+def _open_sources(
+    name: str, *, own_bench: bool, paths: Sequence[Path], flag: str
+) -> Iterator[tuple[PairSide, Path | None]]:
+    """The side as its sources are, and the top of a revision's files."""
     if own_bench and paths:
         raise UsageError(f"--own-bench: got {flag} too, whose packages run under the installed benchmark on both sides")
     check_paths(paths, flag=flag)
     if name == HERE and paths:
-        top = Path(_git(Path.cwd(), "rev-parse", "--show-toplevel") or Path.cwd())
-        yield _with_paths(WORK_TREE, top, paths, flag)
+        yield _with_paths(WORK_TREE, _top(), paths, flag), None
         return
     if name == HERE:
         check_here()
-        yield PairSide(label=WORK_TREE, own_code=_bench_of(ROOT) if own_bench else (), bench=ROOT / _BENCH)
+        yield PairSide(label=WORK_TREE, own_code=_bench_of(ROOT) if own_bench else (), bench=ROOT / _BENCH), None
         return
     with revision_sources(revision_of(name), Path.cwd()) as folder:
         if paths:
-            yield _with_paths(name, folder, paths, flag)
+            yield _with_paths(name, folder, paths, flag), folder
             return
         if not (folder / "kernels" / _KERNELS).is_dir():
             raise UsageError(
@@ -68,9 +93,15 @@ def open_pair_side(
             )
         bench = (folder, folder / "suites") if own_bench else ()
         own_code = _bench_of(folder) if own_bench else ()
-        yield PairSide(
+        side = PairSide(
             label=_short(name), first_paths=(*bench, folder / "kernels"), own_code=own_code, bench=folder / _BENCH
         )
+        yield side, folder
+
+
+def _top() -> Path:
+    """Of the repository around the working directory, or that."""
+    return Path(_git(Path.cwd(), "rev-parse", "--show-toplevel") or Path.cwd())
 
 
 def check_paths(paths: Sequence[Path], *, flag: str) -> None:
@@ -134,13 +165,13 @@ def _own_packages(case: Case) -> list[str]:
 
 
 def run_the_same(sides: Sequence[PairSide], told: Sequence[Reply]) -> bool:
-    """Whether both sides run the same sources, comments and docstrings aside.
+    """Whether both sides run the same sources, comments and docstrings aside, on the same Python.
 
     Args:
         sides: base and head.
         told: what their processes said of their kernels when they were set up.
     """
-    if told[0].sources != told[1].sources:
+    if told[0].sources != told[1].sources or sides[0].command != sides[1].command:
         return False
     try:
         base, head = ([sources_digest(folder) for folder in side.own_code] for side in sides)

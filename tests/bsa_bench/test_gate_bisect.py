@@ -18,7 +18,6 @@ from bsa_bench.cli.bisect_command import run_bisect_step
 from bsa_bench.errors import BenchError, UsageError
 from bsa_bench.gate.bisect import ABORT, BAD, GOOD, SKIP, State, find_slower_revision, judge_here
 from bsa_bench.gate.verdict import Check, Verdict
-from bsa_bench.run.sources import sources_digest
 
 CASE = some_cases(64)["64"]
 CODE = "def attend(x):\n    return x\n"
@@ -142,15 +141,17 @@ def step(workers, repository, tmp_path):
     """Judge what is checked out by a state of our own; returns the exit code and the step."""
     repository.commit("start", SPEED="1", a__py=CODE)
     place = tmp_path / "state.json"
-    good = tmp_path / "good"
+    good = tmp_path / "good" / "kernels"
     shutil.copytree(repository.folder / "kernels", good)
-    bad = tmp_path / "bad"
+    bad = tmp_path / "bad" / "kernels"
     shutil.copytree(repository.folder / "kernels", bad)
     (bad / "bsa_kernels" / "SPEED").write_text("2")
     state = State(
         case=CASE,
         good_kernels=str(good),
-        bad_sources=sources_digest(bad / "bsa_kernels"),
+        bad_kernels=str(bad),
+        runs_jitted=True,
+        target=None,
         device="cpu",
         threads=1,
         limit=0.1,
@@ -201,7 +202,7 @@ def test_a_step_that_goes_wrong_ends_the_bisection_and_is_no_slow_revision(tmp_p
     place.write_text(json.dumps(state | {"worker_command": ["/no/such/python"]}))
     assert run_bisect_step(place) == ABORT
     assert "bsa-bench: the worker of good cannot be started: /no/such/python" in capsys.readouterr().err
-    place.write_text(json.dumps(state | {"good_kernels": "/nowhere", "limit": -1}))
+    place.write_text(json.dumps(state | {"limit": -1}))
     assert run_bisect_step(place) == ABORT
     assert "limit: expected a finite number from 0, got -1" in capsys.readouterr().err
 
