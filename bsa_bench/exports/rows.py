@@ -16,6 +16,7 @@ DOUBTS = {
     "is_disturbed": "others took the processor",
     "is_throttled": "the device throttled",
     "is_bimodal": "the processes fall into two groups",
+    "timers_disagree": "two timers disagree",
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from bsa_bench import __version__
 from bsa_bench.errors import StoreError
 from bsa_bench.report import tables
+from bsa_bench.report.device_tables import device_lines
 from bsa_bench.report.findings import findings, groups
 from bsa_bench.report.kit import Plot
 from bsa_bench.report.labels import Labels, counter_lines, timer_label, workload_label
@@ -103,6 +104,7 @@ def _markdown(
         ("Measured cases", _case_lines(rows, labels)),
         ("Phases", tables.phase_table(rows, labels)),
         ("Counters", _counter_lines(rows, labels)),
+        ("Device", device_lines(run, rows, labels)),
         ("Beside the paper", _paper_lines(rows, labels)),
         ("Published elsewhere, other hardware", published_lines(collection)),
         ("Environment", tables.environment_table(run)),

@@ -109,6 +109,24 @@ class Row:
         return any(any((state.throttle_ns or {}).values()) for state in states)
 
     @property
+    def host_gaps(self) -> bool | None:
+        """Whether the device waited for the host in most samples of a process; null where no timer could tell."""
+        known = [timing.host_gaps for timing in self.timings if timing.host_gaps is not None]
+        return any(known) if known else None
+
+    @property
+    def timers_disagree(self) -> bool | None:
+        """Whether another timer said something else in a process; null where none was compared."""
+        known = [timing.timers_disagree for timing in self.timings if timing.timer_disagreement is not None]
+        return any(known) if known else None
+
+    @property
+    def warm_median_s(self) -> float | None:
+        """Seconds with a warm L2, the median of the processes' medians, where both states were measured."""
+        medians = [median(timing.warm) for timing in self.timings if timing.warm]
+        return median(medians) if medians else None
+
+    @property
     def is_interval_short(self) -> bool:
         """Whether the samples, or the processes, are too few for an interval that covers `SHORT_LEVEL`."""
         return self.whole is not None and self.whole.interval_level < SHORT_LEVEL

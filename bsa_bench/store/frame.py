@@ -114,6 +114,8 @@ def flags(row: Row) -> dict[str, bool | None]:
         "is_interval_short": row.is_interval_short if is_timed else None,
         "is_bimodal": row.is_bimodal if row.num_processes > 1 else None,
         "settled": row.is_settled if is_timed else None,
+        "timers_disagree": row.timers_disagree,
+        "host_gaps": row.host_gaps,
     }
 
 
@@ -169,6 +171,12 @@ def _flatten(row: Row, environment: Environment | None) -> dict[str, object]:
         flat["samples"] = [sample for own in samples for sample in own]
         flat["samples_per_process"] = [len(own) for own in samples]
         flat["process_medians_s"] = list(whole.medians.values())
+    flat["warm_median_s"] = row.warm_median_s
+    if r.timing:
+        flat["timer_disagreement"] = r.timing.timer_disagreement
+    if r.energy:
+        flat["joules_per_call"] = r.energy.joules_per_call
+        flat["above_idle_joules_per_call"] = r.energy.above_idle_joules_per_call
     if r.correctness and r.correctness.dense:
         flat["dense_error_relative_l2"] = r.correctness.dense.relative_l2
         flat["dense_error_cosine"] = r.correctness.dense.cosine
