@@ -17,7 +17,7 @@ NO_MARK_NOTE = (
 def with_marks(table: Table) -> Table:
     """Mark the best and the second-best figure of each column and group where their intervals are separate.
 
-    The best is marked where its interval is separate from those of all others, the second-best where besides its own
+    The best is marked where its interval is separate from those of all others, the second-best where its own also
     is from those of all that follow; of two figures, none is called second-best. A note says so where nothing could be
     marked.
     """

@@ -215,6 +215,16 @@ def test_two_runs_of_one_device_are_told_apart_by_their_names(tmp_path):
     assert titles(one) == [f"1,024 tokens; Made-up CPU, 2 threads, run run-{i}" for i in (0, 1)]
 
 
+def test_a_run_that_was_resumed_elsewhere_is_compared_within_each_environment(tmp_path):
+    here, there = tables.one_length(), tables.in_environment(tables.one_length(4096, dense=3.0, bsa=1.0), "o" * 12)
+    one = table(tmp_path, "systems", [*here, *there])
+    assert titles(one) == [
+        f"{tokens} tokens; Made-up CPU, 2 threads, run run-0, environment {letter * 12}"
+        for tokens, letter in (("1,024", "e"), ("4,096", "o"))
+    ]
+    assert [cells(one, group=i)[1]["speedup_forward"] for i in (0, 1)] == ["5.00", "3.00"]
+
+
 def test_a_run_that_is_given_twice_counts_once(tmp_path):
     from bsa_bench.report.named_tables import make_table
 

@@ -129,7 +129,7 @@ def _over_flash(passname: PassName, entry: Entry) -> Cell:
 
 def _flash(source: Source, row: Row) -> Row | None:
     """The correct row of FlashAttention-2 that a row can be divided by."""
-    is_gpu = source.run.environment.device_kind == "cuda"
+    is_gpu = source.environment.device_kind == "cuda"
     for engine in (_FLASH_PACKAGE, *([_FLASH_TORCH] if is_gpu else [])):
         for other in source.rows:
             is_it = other.is_dense and other.is_correct and other.result.case.base_engine == engine

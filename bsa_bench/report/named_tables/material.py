@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bsa_bench.report.labels import Labels, shape_label
-from bsa_bench.result import PASSES, Case, PassName
+from bsa_bench.result import PASSES, Case, Environment, PassName
 from bsa_bench.store.derive import Row, derive, scope
+from bsa_bench.store.frame import environment_of
 from bsa_bench.store.reader import Run
 
 
 @dataclass(frozen=True)
 class Source:
-    """A run: its rows, which are compared with each other and with those of no other run, and its device.
+    """The rows of a run in one environment, which are compared with each other and with no others.
 
-    `heading` names the device, and the run where another one has the same device.
+    `heading` names the device, and what tells the source from others of the same device. `num_unseen` cases of the run
+    have no line; they are counted in its first source.
     """
 
     run: Run
     rows: tuple[Row, ...]
+    environment: Environment
     heading: str
+    num_unseen: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Material:
     @property
     def run_names(self) -> str:
         """The runs' names, for messages."""
-        return ", ".join(source.run.run_id for source in self.sources)
+        return ", ".join(dict.fromkeys(source.run.run_id for source in self.sources))
 
     @property
     def suites(self) -> str:
@@ -130,14 +134,31 @@ class Material:
 
 def material_of(runs: Iterable[Run]) -> Material:
     """Derive the rows of runs; a run that is given twice counts once."""
-    different = list({run.path.resolve(): run for run in runs}.values())
-    devices = Counter(run.environment.device_name for run in different)
-    sources = []
-    for run in different:
-        device = run.environment.device_name
-        heading = device if devices[device] == 1 else f"{device}, run {run.run_id}"
-        sources.append(Source(run, tuple(derive(run.latest())), heading))
-    return Material(tuple(sources))
+    sources = [source for run in {run.path.resolve(): run for run in runs}.values() for source in _by_environment(run)]
+    devices = Counter(source.environment.device_name for source in sources)
+    in_runs = Counter(source.run.path for source in sources)
+    named = []
+    for source in sources:
+        heading = source.environment.device_name
+        if devices[heading] > 1:
+            heading += f", run {source.run.run_id}"
+            heading += f", environment {source.heading}" * (in_runs[source.run.path] > 1)
+        named.append(replace(source, heading=heading))
+    return Material(tuple(named))
+
+
+def _by_environment(run: Run) -> list[Source]:
+    """A source for each environment, headed by its digest; a run without results is one too."""
+    rows = derive(run.latest())
+    by_hash: dict[str, list[Row]] = {}
+    for row in rows:
+        by_hash.setdefault(row.result.env_hash, []).append(row)
+    num_unseen = max(run.run_lines[-1].num_cases - len(rows), 0)
+    sources: list[Source] = []
+    for digest, own in (by_hash or {run.environment.hash: []}).items():
+        environment = (environment_of(run, own[0].result) if own else None) or run.environment
+        sources.append(Source(run, tuple(own), environment, digest, 0 if sources else num_unseen))
+    return sources
 
 
 def shape_of(case: Case) -> str:
@@ -148,11 +169,11 @@ def shape_of(case: Case) -> str:
 def block_titles(material: Material, blocks: Sequence[Block]) -> list[str]:
     """What tells each block from the others: its length, and what not all blocks share."""
     shapes = {shape_of(block.case) for block in blocks}
-    grids = Counter((block.source.run.path, block.num_tokens, shape_of(block.case)) for block in blocks)
+    grids = Counter((block.source.heading, block.num_tokens, shape_of(block.case)) for block in blocks)
     titles = []
     for block in blocks:
         title = f"{block.num_tokens:,} tokens"
-        if grids[block.source.run.path, block.num_tokens, shape_of(block.case)] > 1:
+        if grids[block.source.heading, block.num_tokens, shape_of(block.case)] > 1:
             title += f" ({'x'.join(map(str, block.case.workload.token_grid))})"
         title += f", {shape_of(block.case)}" * (len(shapes) > 1)
         titles.append(title + f"; {block.source.heading}" * (len(material.sources) > 1))

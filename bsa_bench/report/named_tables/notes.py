@@ -54,7 +54,10 @@ def left_out(material: Material) -> list[str]:
         if parts := _left_out(source, material):
             by_parts.setdefault("; ".join(parts), []).append(f"`{source.run.run_id}`")
     has_several = len(material.sources) > 1
-    return [f"Left out{f' of {join_words(names)}' * has_several}: {parts}." for parts, names in by_parts.items()]
+    return [
+        f"Left out{f' of {join_words(list(dict.fromkeys(names)))}' * has_several}: {parts}."
+        for parts, names in by_parts.items()
+    ]
 
 
 def _left_out(source: Source, material: Material) -> list[str]:
@@ -74,15 +77,18 @@ def _left_out(source: Source, material: Material) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for name, why in unavailable(source.run).items():
         by_reason.setdefault(one_line(why), []).append(f"`{name}`")
-    parts += [f"{join_words(names)}: not available there ({why})" for why, names in by_reason.items()]
-    unseen = source.run.run_lines[-1].num_cases - len(source.rows)
-    if unseen > 0:
-        parts.append(f"{unseen} of {source.run.run_lines[-1].num_cases} cases were not reached; --resume goes on")
+    parts += [
+        f"{join_words(list(dict.fromkeys(names)))}: not available there ({why})" for why, names in by_reason.items()
+    ]
+    if source.num_unseen:
+        parts.append(
+            f"{source.num_unseen} of {source.run.run_lines[-1].num_cases} cases were not reached; --resume goes on"
+        )
     return parts
 
 
 def _run_note(source: Source, rows: Sequence[Row]) -> str:
-    line, env = source.run.run_lines[-1], source.run.environment
+    line, env = source.run.run_lines[-1], source.environment
     numbers = sorted({row.num_processes for row in rows})
     processes = " to ".join(dict.fromkeys((str(numbers[0]), processes_text(numbers[-1])))) if numbers else "none"
     if len(numbers) == 1:
