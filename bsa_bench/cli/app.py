@@ -14,10 +14,14 @@ from bsa_bench.errors import EXIT_CODES
 from bsa_bench.exports import FORMATS, FormatName
 from bsa_bench.imports import FORMATS as IMPORT_FORMATS
 from bsa_bench.imports import ImportName
+from bsa_bench.report.named_tables import ABOUT, TableFormat, TableName
 
-_CODES = "\n\n".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
+_CODES = "
+
+".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
 _FORMATS = "; ".join(f"{name}: {each.about}" for name, each in FORMATS.items()) + "."
 _IMPORT_FORMATS = "; ".join(f"{name}: {each.about}" for name, each in IMPORT_FORMATS.items())
+_TABLES = "; ".join(f"{name}: {about}" for name, about in ABOUT.items()) + "."
 
 app = typer.Typer(
     name="bsa-bench",
@@ -198,6 +202,27 @@ def report(
     from bsa_bench.cli.commands import report as command
 
     command(run, results, out, published or [], as_json=json_)
+
+
+@app.command()
+def table(
+    name: Annotated[TableName, typer.Argument(metavar="NAME", help=_TABLES)],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Runs by name, folder or `latest` (the default)."),
+    ] = None,
+    to: Annotated[
+        TableFormat, typer.Option("--format", help="Markdown, LaTeX with booktabs, CSV, or text for a terminal.")
+    ] = "rich",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PATH", help="Write to this file; default: print.")
+    ] = None,
+    results: ResultsRoot = RESULTS,
+) -> None:
+    """Print a table for a paper or a review from stored runs (docs/tables.md)."""
+    from bsa_bench.cli.table_command import table as command
+
+    command(name, runs or ["latest"], results, to, out)
 
 
 @app.command()

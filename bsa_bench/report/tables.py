@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from bsa_bench.report.findings import fastest, groups
 from bsa_bench.report.labels import Labels, latency_text, percent, processes_text, scientific, shape_label, speedup_text
+from bsa_bench.report.table_text import markdown_grid
 from bsa_bench.result import Environment
 from bsa_bench.store.derive import Latency, Ratio, Row
 from bsa_bench.store.frame import PHASES
@@ -23,8 +24,7 @@ STANDING = {
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]], *, words: int = 1) -> list[str]:
     """Lay out a Markdown table; the first `words` columns stand left, the figures right."""
-    rule = ["---" if i < words else "---:" for i in range(len(head))]
-    return [f"| {' | '.join(_cell(text) for text in row)} |" for row in (head, rule, *body)]
+    return markdown_grid(head, [i < words for i in range(len(head))], body)
 
 
 def environment_table(run: Run) -> list[str]:
@@ -187,10 +187,6 @@ def paper_table(rows: Sequence[Row], labels: Labels) -> list[str]:
             )
     head = ["Implementation", "Pass", "Tokens", "Paper's figure", "Measured here", "Ideal here", "Standing and source"]
     return table(head, body, words=2) if body else []
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _commit(env: Environment) -> str | None:
