@@ -23,9 +23,14 @@ def pytest_addoption(parser):
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers():
-    """One a core, as each loads torch at most 8; a GPU, its memory and its time are not shared."""
-    return 1 if any(Path("/dev").glob("nvidia[0-9]*")) else min(8, len(os.sched_getaffinity(0)))
+def pytest_xdist_auto_num_workers(config):
+    """One a core and, but for a quick run, one more, as tests wait for processes, locks and files; each loads torch.
+
+    So there are at most 8. A GPU, its memory and its time are not shared.
+    """
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        return 1
+    return min(8, len(os.sched_getaffinity(0)) + (not config.getoption("quick")))
 
 
 def pytest_configure(config):
@@ -63,6 +68,8 @@ def pytest_collection_modifyitems(config, items):
         chosen = quick(items)
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = [item for item in items if item in chosen]
+    elif num_workers := getattr(config, "workerinput", {}).get("workercount"):
+        items[:] = slow_files_first(items, num_workers)
 
     if torch.cuda.is_available():
         return
@@ -79,6 +86,18 @@ def quick(items):
         if "slow" not in item.keywords:
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     return {item for each in cases.values() for item in (each[0], each[-1])}
+
+
+def slow_files_first(items, num_workers):
+    """The tests in an order for `--dist worksteal`, which deals them in equal parts, one after another.
+
+    Each part begins with files of many slow tests and ends with quick ones, which are what is stolen at the end.
+    """
+    files = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    ranked = sorted(files.values(), key=lambda tests: -sum("slow" in test.keywords for test in tests))
+    return [item for part in range(num_workers) for tests in ranked[part::num_workers] for item in tests]
 
 
 class EveryFolder:

@@ -16,7 +16,7 @@ from bsa_bench.cli.static_app import Request
 from bsa_bench.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from bsa_bench.limits.file import read_limits, with_limits
 from bsa_bench.static.analyse import Analysis, analyse, devices_for
-from bsa_bench.static.compile import Compiled, Failure, Settings, Toolchain, compile_all, default_cache
+from bsa_bench.static.compile import Compiled, Failure, Settings, Toolchain, Workers, compile_all, default_cache
 from bsa_bench.static.config import ARCH_NAMES, ArchName
 from bsa_bench.static.devices import Device, device_for
 from bsa_bench.static.diff import Change, compare
@@ -136,7 +136,6 @@ def _choice(request: Request) -> Choice:
 def _analyses(
     choice: Choice, settings: Settings, devices: Sequence[Device], measured: Sequence[Measured]
 ) -> list[Analysis | Failure]:
-    jobs = pick_jobs(configurations(choice, settings.toolchain), choice.only)
     progress = Progress(
         TextColumn("compiling"),
         BarColumn(),
@@ -146,13 +145,16 @@ def _analyses(
         transient=True,
         disable=not sys.stderr.isatty(),
     )
-    with progress:
-        task = progress.add_task("compile", total=len(jobs))
+    with Workers(settings.toolchain) as workers:
+        jobs = pick_jobs(configurations(choice, workers), choice.only)
+        with progress:
+            task = progress.add_task("compile", total=len(jobs))
 
-        def on_done(_: Compiled | Failure) -> None:
-            progress.advance(task)
+            def on_done(_: Compiled | Failure) -> None:
+                progress.advance(task)
 
-        return analyse(compile_all(jobs, settings, on_done=on_done), devices, measured)
+            compiled = compile_all(jobs, settings, workers=workers, on_done=on_done)
+    return analyse(compiled, devices, measured)
 
 
 def _measured(request: Request) -> list[Measured]:

@@ -14,7 +14,7 @@ from bsa_bench.gate.compiled_compare import compare_compiled
 from bsa_bench.gate.compiled_figures import CompiledFigures, Key, figures_of
 from bsa_bench.gate.verdict import TierResult
 from bsa_bench.static.analyse import Analysis, analyse
-from bsa_bench.static.compile import Compiled, Failure, Settings, compile_all, default_cache
+from bsa_bench.static.compile import Compiled, Failure, Settings, Workers, compile_all, default_cache
 from bsa_bench.static.config import ARCH_NAMES, ArchName, KernelConfig
 from bsa_bench.static.sides import HERE, Choice, configurations, fits, open_side, pick_jobs
 
@@ -100,7 +100,8 @@ def _build(
         sides = {"head": stack.enter_context(open_side(head, choice, settings))}
         if isinstance(base, str):
             sides["base"] = stack.enter_context(open_side(base, choice, settings))
-        listed = {side: configurations(own, how.toolchain) for side, (own, how) in sides.items()}
+        workers = {side: stack.enter_context(Workers(how.toolchain)) for side, (_, how) in sides.items()}
+        listed = {side: configurations(own, workers[side]) for side, (own, _) in sides.items()}
         names = {side: {c.name for configs in by_arch.values() for c in configs} for side, by_arch in listed.items()}
         if baseline:
             names["base"] = {each.name for each in baseline.configurations}
@@ -115,9 +116,9 @@ def _build(
             done += 1
             progress(done, total)
 
-        after = _compile(head, jobs["head"], sides["head"][1], on_done)
+        after = _compile(head, jobs["head"], sides["head"][1], workers["head"], on_done)
         if baseline is None:
-            return _compile(str(base), jobs["base"], sides["base"][1], on_done), after
+            return _compile(str(base), jobs["base"], sides["base"][1], workers["base"], on_done), after
     kept = [e for e in baseline.configurations if e.arch in choice.archs and fits(e.name, choice.only)]
     return _Built(str(base), kept), after
 
@@ -126,10 +127,13 @@ def _compile(
     label: str,
     jobs: Sequence[tuple[KernelConfig, ArchName]],
     settings: Settings,
+    workers: Workers,
     on_done: Callable[[Compiled | Failure], None],
 ) -> _Built:
     built = _Built(label)
-    for each in compile_all(jobs, settings, on_done=on_done) if jobs else []:
+    with workers:  # which end before the other side's take their place
+        done = compile_all(jobs, settings, workers=workers, on_done=on_done) if jobs else []
+    for each in done:
         if isinstance(each, Compiled):
             built.compiled[each.config.name, each.arch] = each
             (read,) = analyse([replace(each)], [])

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -141,14 +141,26 @@ def default_cache() -> Path:
 
 
 def list_configs(
-    kernel_set: KernelSet, shape: dict[str, Any], archs: Sequence[ArchName], *, dtype: str, toolchain: Toolchain
+    kernel_set: KernelSet,
+    shape: dict[str, Any],
+    archs: Sequence[ArchName],
+    *,
+    dtype: str,
+    toolchain: Toolchain,
+    workers: Workers | None = None,
 ) -> dict[ArchName, list[KernelConfig]]:
     """Ask the toolchain's sources for the configurations that they declare, by architecture.
+
+    Args:
+        kernel_set, shape, archs, dtype: which kernels, for which launch.
+        toolchain: whose sources.
+        workers: of this toolchain, to ask one of them and keep it for `compile_all`; without, one for this call.
 
     Raises:
         UsageError: these sources declare none (an older revision).
     """
-    with _Worker(toolchain) as worker:
+    with _borrowed(workers, toolchain) as own:
+        (worker,) = own.take(1)
         answer = worker.ask({"action": "list", "set": kernel_set, "shape": shape, "dtype": dtype, "archs": list(archs)})
     if "error" in answer:
         error = answer["error"]
@@ -161,17 +173,21 @@ def compile_all(
     jobs: Sequence[tuple[KernelConfig, ArchName]],
     settings: Settings,
     *,
+    workers: Workers | None = None,
     on_done: Callable[[Compiled | Failure], None] = lambda _: None,
 ) -> list[Compiled | Failure]:
     """Compile each configuration for its architecture, `settings.processes` at a time; results in the order of jobs.
+
+    Args:
+        jobs: configurations and architectures.
+        settings: how.
+        workers: of the settings' toolchain, to use those that there are and keep them; without, some for this call.
+        on_done: told about each result.
 
     Raises:
         StoreError: the cache folder cannot be written.
     """
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    workers = [_Worker(settings.toolchain) for _ in range(max(1, min(settings.processes, len(jobs))))]
-    for worker in workers:
-        idle.put(worker)
     stop = threading.Event()
 
     def run(job: tuple[KernelConfig, ArchName]) -> Compiled | Failure | None:
@@ -185,15 +201,16 @@ def compile_all(
         on_done(done)
         return done
 
-    with contextlib.ExitStack() as stack:
-        for worker in workers:
-            stack.enter_context(worker)
-        pool = ThreadPoolExecutor(len(workers))
+    with _borrowed(workers, settings.toolchain) as own:
+        taken = own.take(max(1, min(settings.processes, len(jobs))))
+        for worker in taken:
+            idle.put(worker)
+        pool = ThreadPoolExecutor(len(taken))
         try:
             return [done for done in pool.map(run, jobs) if done is not None]
         except BaseException:
             stop.set()
-            for worker in workers:
+            for worker in taken:
                 worker.kill()
             raise
         finally:
@@ -220,6 +237,41 @@ def _compile_one(worker: _Worker, config: KernelConfig, arch: ArchName, settings
     return Compiled(config, arch, record, folder, answer["cached"])
 
 
+class Workers:
+    """The worker processes of one toolchain, for as long as the context lasts: each loads torch and Triton once."""
+
+    def __init__(self, toolchain: Toolchain) -> None:
+        self.toolchain = toolchain
+        self._stack = contextlib.ExitStack()
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def take(self, number: int) -> list[_Worker]:
+        """The first workers; those that were not there yet, or were killed, start when they are first asked."""
+        self._workers = [worker for worker in self._workers if not worker.is_over]
+        while len(self._workers) < number:
+            self._workers.append(self._stack.enter_context(_Worker(self.toolchain)))
+        return self._workers[:number]
+
+
+@contextlib.contextmanager
+def _borrowed(workers: Workers | None, toolchain: Toolchain) -> Iterator[Workers]:
+    """The workers given, which stay, or new ones, which end with the context."""
+    if workers is not None:
+        assert workers.toolchain == toolchain
+        yield workers
+        return
+    with Workers(toolchain) as own:
+        yield own
+
+
 class _Worker:
     """One worker process, started when first asked and again after a crash."""
 
@@ -229,7 +281,7 @@ class _Worker:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
         # Triton's own cache: what it keeps is of no use, but it cannot do without.
         self._scratch = tempfile.TemporaryDirectory(prefix="bsa-bench-triton-", ignore_cleanup_errors=True)
-        self._is_over = False
+        self.is_over = False
 
     def __enter__(self) -> Self:
         return self
@@ -243,7 +295,7 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process; nothing is started after this."""
-        self._is_over = True
+        self.is_over = True
         if self._process is not None:
             _end(self._process)
             self._process.wait()
@@ -282,7 +334,7 @@ class _Worker:
         return {"error": {"kind": kind, "message": message, "log": self._tail(log_start)}}
 
     def _start(self) -> None:
-        assert not self._is_over
+        assert not self.is_over
         self._process = subprocess.Popen(
             [self._toolchain.python, "-P", str(_WORKER)],
             env=self._toolchain.environment() | {"TRITON_CACHE_DIR": self._scratch.name},

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bsa_bench.errors import UsageError
-from bsa_bench.static.compile import KernelSet, Settings, Toolchain, list_configs
+from bsa_bench.static.compile import KernelSet, Settings, Workers, list_configs
 from bsa_bench.static.config import ARCH_NAMES, ArchName, KernelConfig, check_kernel, load_configs, pick
 from bsa_bench.static.toolchain import revision_sources, triton_toolchain
 
@@ -76,8 +76,10 @@ def open_side(side: str, choice: Choice, settings: Settings) -> Iterator[tuple[C
             yield own, replace(settings, toolchain=replace(toolchain, label=side, first_paths=paths))
 
 
-def configurations(choice: Choice, toolchain: Toolchain) -> dict[ArchName, list[KernelConfig]]:
+def configurations(choice: Choice, workers: Workers) -> dict[ArchName, list[KernelConfig]]:
     """All configurations there are, by architecture, whatever `choice.only` says; each architecture has its own tiles.
+
+    The project's own sources are asked, those of the workers' toolchain, by one of the workers.
 
     Raises:
         UsageError: the file of configurations is wrong, or the toolchain's sources declare none.
@@ -91,7 +93,9 @@ def configurations(choice: Choice, toolchain: Toolchain) -> dict[ArchName, list[
             raise UsageError(f"--{error}") from error
         raise UsageError("--kernel: needs --config FILE.toml with the kernel's signature; docs/static.md shows one")
     shape = {"tokens": choice.tokens, "heads": choice.heads, "kv_density": choice.kv_density}
-    return list_configs(choice.kernel_set, shape, choice.archs, dtype=choice.dtype, toolchain=toolchain)
+    return list_configs(
+        choice.kernel_set, shape, choice.archs, dtype=choice.dtype, toolchain=workers.toolchain, workers=workers
+    )
 
 
 def fits(name: str, only: Sequence[str]) -> bool:

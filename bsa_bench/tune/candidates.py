@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from bsa_bench.static.analyse import Analysis, analyse, devices_for
-from bsa_bench.static.compile import Compiled, Failure, Settings, compile_all, list_configs
+from bsa_bench.static.compile import Compiled, Failure, KernelSet, Settings, Workers, compile_all, list_configs
 from bsa_bench.static.config import ArchName, KernelConfig
 from bsa_kernels.block_sparse.tile_table import Kernel, Tile
 
@@ -66,8 +67,14 @@ def list_candidates(
 ) -> list[Candidate]:
     """The tiles in force and those declared beside them, for grids without padding; each tile of a question once."""
     found: dict[tuple[Question, Tile], Candidate] = {}
-    for kernel_set in ("shipped", "candidates"):
-        configs = list_configs(kernel_set, {}, [arch], dtype="bf16", toolchain=settings.toolchain)[arch]
+    toolchain = settings.toolchain
+    kernel_sets: tuple[KernelSet, ...] = get_args(KernelSet)
+    with Workers(toolchain) as workers:
+        listed = {
+            kernel_set: list_configs(kernel_set, {}, [arch], dtype="bf16", toolchain=toolchain, workers=workers)[arch]
+            for kernel_set in kernel_sets
+        }
+    for kernel_set, configs in listed.items():
         for config in configs:
             question = _question(config)
             if (

@@ -12,11 +12,11 @@ from cli_factory import TINY, needs_no_gpu
 from run_factory import Bench, environment
 
 import bsa_bench
-from bsa_bench.cli import run_command
+from bsa_bench.cli import commands, run_command
 from bsa_bench.errors import EXIT_CODES
 from bsa_bench.result import Status
 from bsa_bench.run import DeviceModel, RunSettings
-from bsa_bench.run.probe import Probe, question_of
+from bsa_bench.run.probe import Probe, probe, question_of
 from bsa_bench.store import read_run
 from bsa_bench.suite import load_suite
 
@@ -375,8 +375,28 @@ def test_the_report_of_a_run_that_was_interrupted_says_so_and_lists_what_is_left
     assert "**Unfinished**, cases left: 3 of 3; --resume goes on." in text
 
 
+@pytest.fixture(scope="module")
+def answered():
+    """What `doctor` asked of this machine, and the answers: each comes from a process that loads torch."""
+    return {}
+
+
+@pytest.fixture
+def asked_once(answered, monkeypatch):
+    """Have `doctor` ask this machine once; the same questions have the same answer."""
+
+    def ask(questions, **more):
+        key = json.dumps([questions, more], sort_keys=True)
+        if key not in answered:
+            answered[key] = probe(questions, **more)
+        return answered[key]
+
+    monkeypatch.setattr(commands, "probe", ask)
+
+
 @pytest.mark.slow
 @needs_no_gpu
+@pytest.mark.usefixtures("asked_once")
 def test_doctor_says_what_runs_and_for_the_rest_what_to_do(bench, folder):
     code, out, _ = bench("doctor")
     assert code == 0
@@ -388,6 +408,7 @@ def test_doctor_says_what_runs_and_for_the_rest_what_to_do(bench, folder):
 
 @pytest.mark.slow
 @needs_no_gpu
+@pytest.mark.usefixtures("asked_once")
 def test_doctor_as_json_is_one_document(bench, folder):
     code, out, _ = bench("doctor", "--json", "--results", "tiny.toml")
     document = json.loads(out)

@@ -13,7 +13,7 @@ from static_factory import TOYS
 
 from bsa_bench.errors import StoreError
 from bsa_bench.static import compile as compiling
-from bsa_bench.static.compile import Compiled, Failure, Settings, Toolchain, compile_all, default_cache
+from bsa_bench.static.compile import Compiled, Failure, Settings, Toolchain, Workers, compile_all, default_cache
 from bsa_bench.static.compile_worker import FILES, is_complete, mend_lines
 from bsa_bench.static.config import KernelConfig
 
@@ -39,9 +39,16 @@ def add_one(name="add_one", *, kernel=f"{TOYS}:add_one", **changes):
     return KernelConfig(name=name, kernel=kernel, **given)
 
 
-def compile_one(config, cache, arch="sm_90", **settings):
-    (done,) = compile_all([(config, arch)], Settings(cache, processes=1, **settings))
+def compile_one(config, cache, *, workers=None, **settings):
+    (done,) = compile_all([(config, "sm_90")], Settings(cache, processes=1, **settings), workers=workers)
     return done
+
+
+@pytest.fixture(scope="module")
+def workers():
+    """One process for all tests of what a cache does."""
+    with Workers(Toolchain()) as workers:
+        yield workers
 
 
 # What does not compile
@@ -178,20 +185,20 @@ def test_the_default_cache_follows_xdg(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_in_the_cache_is_not_compiled_again(cached):
+def test_what_is_in_the_cache_is_not_compiled_again(cached, workers):
     cache, first = cached
     assert not first.was_cached
     assert {path.name for path in first.folder.iterdir()} == set(FILES)
-    again = compile_one(first.config, cache)
+    again = compile_one(first.config, cache, workers=workers)
     assert again.was_cached
     assert (again.folder, again.record, again.listing) == (first.folder, first.record, first.listing)
 
 
 @pytest.mark.slow
-def test_without_cache_it_is_compiled_again(cached):
+def test_without_cache_it_is_compiled_again(cached, workers):
     cache, first = cached
     (first.folder / "kernel.sass").write_text("old")
-    again = compile_one(first.config, cache, use_cache=False)
+    again = compile_one(first.config, cache, workers=workers, use_cache=False)
     assert not again.was_cached
     assert (again.folder, again.record.registers) == (first.folder, first.record.registers)
     assert "add_one" in again.listing
@@ -208,21 +215,22 @@ def test_an_entry_without_a_file_is_no_entry(cached, name):
 
 
 @pytest.mark.slow
-def test_an_entry_without_a_file_is_made_again(cached):
+def test_an_entry_without_a_file_is_made_again(cached, workers):
     cache, first = cached
     (first.folder / "kernel.ptx").unlink()
-    again = compile_one(first.config, cache)
+    again = compile_one(first.config, cache, workers=workers)
     assert not again.was_cached
     assert {path.name for path in again.folder.iterdir()} == set(FILES)
 
 
 @pytest.mark.slow
-def test_each_option_has_an_entry_of_its_own(tmp_path):
+def test_each_option_has_an_entry_of_its_own(tmp_path, workers):
     base = add_one()
     configs = [base, replaced(num_warps=8), replaced(num_stages=2), replaced(maxnreg=32), replaced(divisible_by_16=())]
     jobs = [(config, "sm_90") for config in configs] + [(base, "sm_80"), (replaced(constexprs={"SIZE": 256}), "sm_90")]
-    done = compile_all(jobs, Settings(tmp_path, processes=1))
-    done += [compile_one(base, tmp_path, fp_fusion=False), compile_one(base, tmp_path, line_info=False)]
+    done = compile_all(jobs, Settings(tmp_path, processes=1), workers=workers)
+    for other in ({"fp_fusion": False}, {"line_info": False}):
+        done.append(compile_one(base, tmp_path, workers=workers, **other))
     assert not any(each.was_cached for each in done)
     assert len({each.folder for each in done}) == len(jobs) + 2
     assert [each.record.identity["options"]["enable_fp_fusion"] for each in done[-2:]] == [False, True]
@@ -234,10 +242,10 @@ def replaced(**changes):
 
 
 @pytest.mark.slow
-def test_a_cache_that_cannot_be_written_is_an_error_of_the_store(tmp_path):
+def test_a_cache_that_cannot_be_written_is_an_error_of_the_store(tmp_path, workers):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(StoreError, match=r"cache folder .*/cache: (Not a directory|File exists)"):
-        compile_one(add_one(), tmp_path / "cache")
+        compile_one(add_one(), tmp_path / "cache", workers=workers)
 
 
 # What surrounds the compiler

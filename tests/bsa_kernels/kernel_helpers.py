@@ -126,21 +126,26 @@ def error_budgets(inputs, plan, exact, *, scale=None, backward=True):
     dtype = inputs.q.dtype
     eps = torch.finfo(dtype).eps + BUDGET_SUM_ROUNDINGS * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
     budgets = dict.fromkeys(exact, 0.0)
-    for seed in range(BUDGET_ORDERS):
-        for name, result in plain(inputs, plan, scale=scale, backward=backward, seed=seed).items():
+    for results in plain(inputs, plan, scale=scale, backward=backward):
+        for name, result in results.items():
             error = BUDGET_FACTOR * max_error(result, exact[name]) + eps * float(exact[name].detach().abs().max())
             budgets[name] = max(budgets[name], error)
     return budgets
 
 
-def plain(inputs, plan, *, scale=None, backward=True, seed=0):
-    """What `run` gives, from plain torch: see `_PlainAttention`."""
+def plain(inputs, plan, *, scale=None, backward=True):
+    """What `run` gives, from plain torch, for each order of summation, which is one of the backward: `_PlainAttention`.
+
+    The output is made once.
+    """
     scale = inputs.q.shape[-1] ** -0.5 if scale is None else scale
     q = plan.gather_kept(plan.q_grid.permute(inputs.q)).flatten(2, 3)
     k, v = plan.kv_grid.permute(inputs.k), plan.kv_grid.permute(inputs.v)
-    order = torch.randperm(q.shape[-1], generator=torch.Generator().manual_seed(seed)).to(q.device)
-    out = _PlainAttention.apply(q, k, v, reference.prepare(plan), scale, order)
-    return _with_gradients(plan.fill_output(out.unflatten(2, plan.shape[2:])), inputs, backward=backward)
+    makes = (torch.Generator().manual_seed(seed) for seed in range(BUDGET_ORDERS))
+    orders = [torch.randperm(q.shape[-1], generator=make).to(q.device) for make in makes]
+    out = _PlainAttention.apply(q, k, v, reference.prepare(plan), scale, iter(orders))
+    filled = plan.fill_output(out.unflatten(2, plan.shape[2:]))
+    return [_with_gradients(filled, inputs, backward=True, keep=True) for _ in orders] if backward else [{"o": filled}]
 
 
 class _PlainAttention(torch.autograd.Function):
@@ -148,11 +153,11 @@ class _PlainAttention(torch.autograd.Function):
 
     Products of raw operands summed in fp32; the weights and their gradients rounded to the inputs' format before the
     next product; the weights of the backward remade from one log-sum-exp a row and from scores that are summed in
-    another order, `order` of the head's numbers.
+    another order of the head's numbers: each backward takes the next of `orders`.
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, mask, scale, order):
+    def forward(ctx, q, k, v, mask, scale, orders):
         wide = torch.promote_types(q.dtype, torch.float32)
         scores = _PlainAttention.scores(q.to(wide), k.to(wide), mask, scale)
         top = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(wide).min / 2)
@@ -161,15 +166,15 @@ class _PlainAttention(torch.autograd.Function):
         total = total.masked_fill(total == 0, 1)
         out = ((weights.to(q.dtype).to(wide) @ v.to(wide)) / total).to(q.dtype)
         ctx.save_for_backward(q, k, v, out, mask, top + total.log())
-        ctx.scale, ctx.order = scale, order
+        ctx.scale, ctx.orders = scale, orders
         return out
 
     @staticmethod
     def backward(ctx, do):
         q, k, v, out, mask, lse = ctx.saved_tensors
-        wide = lse.dtype
+        wide, order = lse.dtype, next(ctx.orders)
         q, k, v, do_wide = (x.to(wide) for x in (q, k, v, do))
-        weights = (_PlainAttention.scores(q[..., ctx.order], k[..., ctx.order], mask, ctx.scale) - lse).exp()
+        weights = (_PlainAttention.scores(q[..., order], k[..., order], mask, ctx.scale) - lse).exp()
         delta = (out.to(wide) * do_wide).sum(-1, keepdim=True)
         dscores = (weights * (do_wide @ v.transpose(-1, -2) - delta)).to(do.dtype).to(wide)
         dq, dk = dscores @ k * ctx.scale, dscores.transpose(-1, -2) @ q * ctx.scale
@@ -232,10 +237,8 @@ def _qkv(inputs):
     return inputs.q, inputs.k, inputs.v
 
 
-def _with_gradients(out, inputs, *, backward):
+def _with_gradients(out, inputs, *, backward, keep=False):
     if not backward:
         return {"o": out.detach()}
-    return {
-        "o": out.detach(),
-        **dict(zip(("dq", "dk", "dv"), torch.autograd.grad(out, _qkv(inputs), inputs.do), strict=True)),
-    }
+    gradients = torch.autograd.grad(out, _qkv(inputs), inputs.do, retain_graph=keep)
+    return {"o": out.detach(), **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
