@@ -16,9 +16,7 @@ from bsa_bench.imports import FORMATS as IMPORT_FORMATS
 from bsa_bench.imports import ImportName
 from bsa_bench.report.named_tables import ABOUT, TableFormat, TableName
 
-_CODES = "
-
-".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
+_CODES = "\n\n".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
 _FORMATS = "; ".join(f"{name}: {each.about}" for name, each in FORMATS.items()) + "."
 _IMPORT_FORMATS = "; ".join(f"{name}: {each.about}" for name, each in IMPORT_FORMATS.items())
 _TABLES = "; ".join(f"{name}: {about}" for name, about in ABOUT.items()) + "."
