@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import median
 
 from bsa_bench.result import Result, Status, Timing, worst_status
@@ -228,6 +229,7 @@ def derive(results: Iterable[Result]) -> list[Row]:
     return [replace(row, dense=baselines.get(cohort(row))) if row.is_correct else row for row in rows]
 
 
+@lru_cache(maxsize=65536)
 def scope(workload: Workload) -> str:
     """Digest of everything in a workload but its length."""
     return short_digest(workload.model_dump(mode="json", exclude=LENGTH_FIELDS))
