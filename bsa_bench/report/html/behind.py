@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from bsa_bench.report.again import command_again
@@ -68,6 +69,14 @@ def _latency(row: Row) -> Facts:
         covers = f"at {percent(level)} coverage" if level else "the far ends of two intervals within one process"
         facts["Compared with"] = f"{row.dense.result.case.implementation}, {format_seconds(_median(row.dense))}"
         facts["Speed-up"] = f"{three_digits(ratio.low)} to {three_digits(ratio.high)}, {covers}"
+    if timing.warm:
+        facts["Median with a warm cache"] = format_seconds(median(timing.warm))
+    if timing.cross_check:
+        check = timing.cross_check
+        facts["Other timer"] = (
+            f"{check.timer}: {format_seconds(check.median_s) if check.reason is None else check.reason}"
+        )
+    facts["Host time until enqueued"] = format_seconds(timing.host_s)
     if row.other_cpu_share is not None:
         facts["Processor time that others took"] = percent(row.other_cpu_share)
     if row.executed_flop_per_s:
@@ -128,6 +137,8 @@ def _work(row: Row) -> Facts:
             "Union efficiency": percent(work.union_efficiency),
         }
         facts |= {f"Counter: {_words(name)}": f"{value:.4g}" for name, value in work.counters.items()}
+    if row.result.energy and row.result.energy.joules_per_call is not None:
+        facts["Energy per call"] = f"{three_digits(row.result.energy.joules_per_call)} J, by {row.result.energy.how}"
     if memory:
         facts |= {
             "Peak above inputs": format_bytes(memory.peak_above_inputs_bytes),

@@ -28,7 +28,7 @@ COLUMNS = (
     Column("Pass", False, "forward, backward, or both"),
     Column("Density", True, "pairs computed / all pairs, of the plan in use"),
     Column("Latency", True, "median of the whole operator, ± the wider half of its interval"),
-    Column("Marks", False, "why its figures are to be doubted"),
+    Column("Marks", False, "caveats of the latency, explained below"),
     Column("Speed-up", True, "over the fastest correct dense row of its run, workload and pass, with its interval"),
     Column("Ideal", True, "1 / density"),
     Column("Share of ideal", True, "speed-up / ideal"),
