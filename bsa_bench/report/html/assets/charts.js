@@ -90,7 +90,7 @@ function layoutOf(element, { axes, height, shapes = [], ...rest }) {
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: theme.isPrinting ? 11 : 13, color: theme.colour("text") },
     hoverlabel: { bgcolor: theme.colour("panel"), bordercolor: theme.colour("line"), font: { color: theme.colour("text") }, align: "left" },
-    legend: wide ? { x: 1.01, y: 1, itemsizing: "constant", traceorder: "normal" } : { orientation: "h", x: 0, y: -0.25, itemsizing: "constant", traceorder: "normal" },
+    legend: wide ? { x: 1.01, y: 1, itemsizing: "constant", traceorder: "normal" } : { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom", itemsizing: "constant", traceorder: "normal" },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: theme.colour("soft"), activecolor: theme.colour("accent") },
     ...rest,
   };

@@ -121,7 +121,7 @@ function levels(rows, { value, unit, title, text }) {
 function errorAgainstSpeedup(rows) {
   const errors = rows.map((row) => row.error).filter((error) => error > 0);
   const isLog = errors.length === rows.length && Math.max(...errors) / Math.min(...errors) > 10;
-  const title = "Error of the output against dense attention (relative L2)";
+  const title = "Error against dense (relative L2)";
   return () => ({
     traces: [...bySeries(rows)].map(([name, points]) => ({
       ...line(name, { joined: false }), x: points.map((row) => row.error), y: points.map((row) => row.speedup[0]),
