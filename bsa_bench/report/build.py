@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,7 +59,8 @@ def write_reports(
     """
     from bsa_bench.report.html import write_page
 
-    runs = [read_run(path) for path in run_paths]
+    with _without_collector():
+        runs = [read_run(path) for path in run_paths]
     names = unique_names(runs)
     others = f"+{len(runs) - 1}" * (len(runs) > 1)
     folder = Path(out_dir) if out_dir is not None else Path("reports") / f"{runs[0].run_id}{others}"
@@ -70,10 +73,23 @@ def write_reports(
     if page:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_page(dict(zip(names, runs, strict=True)), page)
+            with _without_collector():
+                write_page(dict(zip(names, runs, strict=True)), page)
         except OSError as error:
             raise StoreError(f"{folder}: the report cannot be written: {error.strerror or error}") from error
     return WrittenReports(written, page)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause the cyclic collector: a large run is millions of objects that all live on, and it walks them in vain."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def write_report(run_path: str | Path, out_dir: str | Path | None = None) -> ReportFiles:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from statistics import median
 
 from bsa_bench.result import Result, Status, Timing, worst_status
@@ -129,7 +129,7 @@ class Row:
         """L."""
         return self.result.case.workload.num_tokens
 
-    @property
+    @cached_property
     def speedup(self) -> Ratio | None:
         """Of the whole operator over the fastest dense row."""
         return self._over_dense(self.whole)

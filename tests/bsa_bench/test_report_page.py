@@ -228,18 +228,22 @@ def test_a_page_is_written_without_torch_pandas_matplotlib_or_the_libraries_pyth
 
 
 @pytest.mark.slow
-def test_ten_thousand_rows_take_under_ten_seconds_one_gigabyte_and_six_megabytes(tmp_path):
+def test_ten_thousand_rows_take_ten_seconds_of_a_usual_core_one_gigabyte_and_six_megabytes(tmp_path):
     names = ("full@sdpa-flash", "full@sdpa-math", "bsa@gather", "bsa@flex", "bsa@triton")
     cases = [made.case(name, 64 * n) for n in range(1, 2001) for name in names]
     run = run_of(tmp_path, made.renumber([made.measured(case) for case in cases]))
+    # A usual core counts to ten million in 0.25 s; a slow or shared one takes as much longer for the page.
     program = (
-        "import resource, sys, time; from bsa_bench.report import write_reports; "
-        f"write_reports([{str(run)!r}], {str(tmp_path / 'out')!r}, formats=['html']); "
-        "used = resource.getrusage(resource.RUSAGE_SELF); print(time.process_time(), used.ru_maxrss / 2**20)"
+        "import resource, time; from bsa_bench.report import write_reports\n"
+        "for _ in range(10_000_000): pass\n"
+        "counted = time.process_time()\n"
+        f"write_reports([{str(run)!r}], {str(tmp_path / 'out')!r}, formats=['html'])\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20\n"
+        "print((time.process_time() - counted) / counted * 0.25, peak)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    cpu_s, peak_gib = map(float, done.stdout.split())
-    assert cpu_s < 10
+    seconds, peak_gib = map(float, done.stdout.split())
+    assert seconds < 10
     assert peak_gib < 1
     page = tmp_path / "out" / "report.html"
     assert page.stat().st_size < 6e6
