@@ -76,8 +76,8 @@ def three_digits(value: float) -> str:
     """Three significant digits without an exponent: `0.0512`, `5.12`, `51.2`, `512`, `5120`."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    rounded = float(f"{value:.2e}")  # 9.996 becomes 10.0, which needs one decimal less
-    decimals = 2 - math.floor(math.log10(abs(rounded)))
+    # The exponent after rounding: 9.996 becomes 10.0, which needs one decimal less.
+    decimals = 2 - int(f"{value:.2e}".partition("e")[2])
     return f"{value:.{min(max(decimals, 0), 12)}f}"
 
 

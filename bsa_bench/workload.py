@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -174,7 +175,7 @@ class Workload(_Frozen):
     @property
     def digest(self) -> str:
         """Short stable digest of everything that defines the workload, its input included."""
-        return short_digest(self.model_dump(mode="json"))
+        return _digest(self)
 
     @property
     def slugs(self) -> tuple[str, str, str]:
@@ -208,6 +209,7 @@ class Workload(_Frozen):
         return f"{source}{grid} = {self.num_tokens:,} tokens, {batch}{shape}"
 
 
+@lru_cache(maxsize=4096)
 def most_cubic_grid(num_tokens: int) -> tuple[int, int, int]:
     """Factor a length into t <= h <= w with the smallest surface: 16,384 -> (16, 32, 32), a prime p -> (1, 1, p)."""
     best = (1, 1, num_tokens)
@@ -223,6 +225,11 @@ def most_cubic_grid(num_tokens: int) -> tuple[int, int, int]:
 
 def _surface(t: int, h: int, w: int) -> int:
     return t * h + h * w + t * w
+
+
+@lru_cache(maxsize=65536)
+def _digest(workload: Workload) -> str:
+    return short_digest(workload.model_dump(mode="json"))
 
 
 def short_digest(value: object) -> str:

@@ -181,7 +181,13 @@ def _video_setting(video: Path) -> str:
 
 @app.command()
 def report(
-    run: RunArgument = "latest",
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Runs by name under the results folder, or their folders; default: latest. Several share one page.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where to write; default: reports/RUN.")
     ] = None,
@@ -193,13 +199,26 @@ def report(
             help="Add a section of figures that others published, from a file of `bsa-bench import`; repeatable.",
         ),
     ] = None,
+    format_: Annotated[
+        Literal["md", "html", "all"],
+        typer.Option(
+            "--format", help="md: report.md and plots; html: report.html, one offline file (docs/report.md); all: both."
+        ),
+    ] = "all",
     results: ResultsRoot = RESULTS,
     json_: Json = False,
 ) -> None:
-    """Write report.md with tables and plots from a stored run."""
+    """Write report.md and report.html, tables and plots, from stored runs."""
     from bsa_bench.cli.commands import report as command
 
-    command(run, results, out, published or [], as_json=json_)
+    command(
+        runs or ["latest"],
+        results,
+        out,
+        published or [],
+        formats=("md", "html") if format_ == "all" else (format_,),
+        as_json=json_,
+    )
 
 
 @app.command()

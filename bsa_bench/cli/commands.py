@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bsa_bench.catalog import FORMED, implementations, is_dense
 from bsa_bench.engines.forms import FORMS
@@ -16,6 +16,9 @@ from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.probe import Probe, Question, probe
 from bsa_bench.units import format_bytes
 from bsa_bench.workload import PRESETS
+
+if TYPE_CHECKING:
+    from bsa_bench.report import ReportFormat
 
 
 def doctor(results: Path, *, as_json: bool) -> int:
@@ -185,15 +188,33 @@ def list_all(what: Literal["all", "suites", "implementations", "forms", "models"
         print(f"model  {model['name']:14} {model['heads']} heads x {model['head_dim']}  [{model['source']}]")
 
 
-def report(run: str, results: Path, out: Path | None, published: Sequence[Path], *, as_json: bool) -> None:
-    """Write a run's report, with a section of what others published where files of that are given."""
-    from bsa_bench.report import write_report
+def report(
+    runs: Sequence[str],
+    results: Path,
+    out: Path | None,
+    published: Sequence[Path],
+    *,
+    formats: Sequence[ReportFormat],
+    as_json: bool,
+) -> None:
+    """Write the report of one run, or of several side by side, with a section of what others published if given."""
+    from bsa_bench.report import write_reports
 
-    files = write_report(find_run(run, results), out, published=published)
+    folders = [find_run(run, results) for run in runs]
+    if again := next((folder for i, folder in enumerate(folders) if folder in folders[:i]), None):
+        raise UsageError(f"run {again}: given twice, expected each run once")
+    written = write_reports(folders, out, formats=formats, published=published)
     if as_json:
-        _print_json({"markdown": str(files.markdown), "plots": [str(p) for p in files.plots]})
-    else:
-        print(f"report: {files.markdown}")
+        _print_json(
+            {
+                "markdown": [str(files.markdown) for files in written.markdown],
+                "plots": [str(plot) for files in written.markdown for plot in files.plots],
+                "html": str(written.page) if written.page else None,
+            }
+        )
+        return
+    for path in written.texts:
+        print(f"report: {path}")
 
 
 def export(run: str, results: Path, to: FormatName, out: Path | None) -> None:

@@ -116,18 +116,19 @@ def run_suite(request: RunRequest) -> int:
 
 
 def _finish(request: RunRequest, folder: Path, outcome: RunOutcome, num_processes: int) -> int:
-    from bsa_bench.report import print_table, write_report
+    from bsa_bench.report import print_table, write_reports
     from bsa_bench.store import read_run
 
     written = None
     if request.report:
-        written = write_report(folder, request.reports / folder.name).markdown
+        written = write_reports([folder], request.reports / folder.name)
     if request.as_json:
         json.dump(
             {
                 "run": folder.name,
                 "results": str(folder),
-                "report": str(written) if written else None,
+                "report": str(written.markdown[0].markdown) if written else None,
+                "report_html": str(written.page) if written else None,
                 "exit_code": outcome.exit_code,
                 "num_processes": num_processes,
                 "counts": {status.value: count for status, count in outcome.counts.items()},
@@ -145,8 +146,8 @@ def _finish(request: RunRequest, folder: Path, outcome: RunOutcome, num_processe
     for message in outcome.messages:
         print(message)
     print(f"results: {folder}")
-    if written:
-        print(f"report: {written}")
+    for path in written.texts if written else ():
+        print(f"report: {path}")
     return outcome.exit_code
 
 

@@ -1,4 +1,4 @@
-"""Reports of stored runs: Markdown, plots, the terminal's table, tables by name. Reads results only; needs no torch.
+"""Reports of stored runs: Markdown, plots, a page, tables by name. Reads results only; needs no torch.
 
 The names below load on first use, so that `--help` may name the tables without loading pydantic models.
 """
@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bsa_bench.report.build import ReportFiles, write_report
+    from bsa_bench.report.build import ReportFiles, ReportFormat, WrittenReports, write_report, write_reports
     from bsa_bench.report.terminal import print_table
 
-__all__ = ["ReportFiles", "print_table", "write_report"]
+__all__ = ["ReportFiles", "ReportFormat", "WrittenReports", "print_table", "write_report", "write_reports"]
 
-_HOMES = {"ReportFiles": "build", "write_report": "build", "print_table": "terminal"}
+_HOMES = {name: "terminal" if name == "print_table" else "build" for name in __all__}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,13 @@
-"""Write the report of a stored run: `report.md` and its plots."""
+"""Write the reports of stored runs: `report.md` with its plots for each, `report.html` for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from bsa_bench import __version__
 from bsa_bench.errors import StoreError
@@ -15,34 +18,12 @@ from bsa_bench.report.kit import Plot
 from bsa_bench.report.labels import Labels, counter_lines, timer_label, workload_label
 from bsa_bench.report.plots import draw_plots
 from bsa_bench.report.published import Collection, published_lines, read_collection
-from bsa_bench.result import Status
+from bsa_bench.report.words import NOTES, shown_path, status_lines, summary, title, unique_names
 from bsa_bench.store.derive import Row, derive
 from bsa_bench.store.reader import Run, read_run
 
-NOTES = """\
-- **Median**: of the medians of the processes that a case was measured in; of one process, of its samples. ± is the
-  wider half of the interval of that median, from order statistics (of 9 processes and more, a bootstrap of processes
-  and samples), at 95% coverage where their number allows, 94% of five. † the interval covers less than 90%. ‡ the
-  warm-up did not settle before its cap. § others took the processor meanwhile, so that the time is too long. ¶ the
-  processes fall into two groups. **CV**: standard deviation over mean, of the samples within a process and of the
-  medians between processes.
-- **One process**: the interval is of the samples within it, and says nothing of how far another process would be off.
-- **Timers**: `host` is `perf_counter` around a synchronised call; `event` is a pair of CUDA events. **Cache**: `cold`
-  flushes the L2 by its queried size before each sample; `warm` does nothing. A ratio never mixes two timers or caches.
-- **Speed-up**: of the fastest correct dense row of the same workload and pass, over the row. Of several processes: the
-  median of the ratios within rounds (of one process of each), and in brackets the order-statistic interval of that
-  median. Of one process: the ratio of the two medians; its bars in plots divide the far ends of their intervals.
-- **Ideal**: 1 / realised density, the method's work over dense attention's. **Achieved** is speed-up / ideal.
-- **Attend only**, **attend + select**: sums of those phases, timed in a pass of their own; the ratio divides the whole
-  of the fastest dense row by them. The headline is the whole operator, selection, permutation and fill included.
-- **TFLOP/s exec**: FLOP of the tiles that the engine visits, padding included, over the median. A multiply-add is 2;
-  softmax is not counted; backward is 2.5 x forward (5 matrix products against 2).
-- **Peak memory above inputs**: in an untimed pass of its own. "-" is unknown or not measured, never zero.
-- **Error / budget**: relative L2 error against the oracle of the very same mask, and what the number format itself
-  costs. **Error against dense** is what the method changes. **Mass kept** is the mean share of the dense attention mass
-  of a computed query row that its plan kept.
-- **Lists that are walked**: KV blocks of a list. Query blocks that share one walk the union of what they asked for;
-  **union efficiency** is the share of that work that they did ask for, 100% where nothing is shared."""
+ReportFormat = Literal["md", "html"]
+FORMATS: tuple[ReportFormat, ...] = ("md", "html")
 
 
 @dataclass(frozen=True)
@@ -54,10 +35,78 @@ class ReportFiles:
     plots: tuple[Path, ...]
 
 
+@dataclass(frozen=True)
+class WrittenReports:
+    """What `write_reports` wrote: a Markdown report for each run, and the page of all, of the formats asked for."""
+
+    markdown: tuple[ReportFiles, ...]
+    page: Path | None
+
+    @property
+    def texts(self) -> list[Path]:
+        """The files to open."""
+        return [*(files.markdown for files in self.markdown), *([self.page] if self.page else [])]
+
+
+def write_reports(
+    run_paths: Sequence[str | Path],
+    out_dir: str | Path | None = None,
+    *,
+    formats: Sequence[ReportFormat] = FORMATS,
+    published: Sequence[Path] = (),
+) -> WrittenReports:
+    """Write `report.md` and `report.html` of one run into `out_dir`, or of several runs side by side.
+
+    Several share one page; each has its Markdown in a folder of its own below. Without `out_dir` the folder is
+    `reports/<run_id>`, or `reports/<first run_id>+<number of others>`. `published` is as `write_report` takes it, for
+    the Markdown.
+
+    Raises:
+        UsageError: a file of `published` cannot be read as such.
+        StoreError: a run cannot be read, the folder cannot be written, or a library of the page is not installed.
+    """
+    from bsa_bench.report.html import write_page
+
+    collection = read_collection(published)
+    with _without_collector():
+        runs = [read_run(path) for path in run_paths]
+    names = unique_names(runs)
+    others = f"+{len(runs) - 1}" * (len(runs) > 1)
+    folder = Path(out_dir) if out_dir is not None else Path("reports") / f"{runs[0].run_id}{others}"
+    written = tuple(
+        _write_markdown(run, folder / name if len(runs) > 1 else folder, collection)
+        for name, run in zip(names, runs, strict=True)
+        if "md" in formats
+    )
+    page = folder / "report.html" if "html" in formats else None
+    if page:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _without_collector():
+                write_page(dict(zip(names, runs, strict=True)), page)
+        except OSError as error:
+            raise StoreError(f"{folder}: the report cannot be written: {error.strerror or error}") from error
+    return WrittenReports(written, page)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause the cyclic collector: a large run is millions of objects that all live on, and it walks them in vain."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def write_report(
     run_path: str | Path, out_dir: str | Path | None = None, *, published: Sequence[Path] = ()
 ) -> ReportFiles:
-    """Write the report of the run at `run_path` (its folder or results file) into `out_dir`, or `reports/<run_id>`.
+    """Write the Markdown report of the run at `run_path` (its folder or results file) into `out_dir`.
+
+    Without `out_dir` that is `reports/<run_id>`.
 
     Args:
         run_path: what was measured.
@@ -71,7 +120,10 @@ def write_report(
     """
     run = read_run(run_path)
     collection = read_collection(published)
-    folder = Path(out_dir) if out_dir is not None else Path("reports") / run.run_id
+    return _write_markdown(run, Path(out_dir) if out_dir is not None else Path("reports") / run.run_id, collection)
+
+
+def _write_markdown(run: Run, folder: Path, collection: Collection) -> ReportFiles:
     rows = derive(run.latest())
     labels = Labels(row.result.case for row in rows)
     try:
@@ -87,15 +139,14 @@ def write_report(
 def _markdown(
     run: Run, rows: Sequence[Row], labels: Labels, plots: Sequence[Plot], collection: Collection
 ) -> list[str]:
-    title = run.run_lines[-1].suite_title or run.run_lines[-1].suite
-    source = f"Made from `{_shown_path(run.path)}` by bsa-bench {__version__}"
-    flags = "".join(f" --published {_shown_path(path)}" for path in collection.paths)
+    source = f"Made from `{shown_path(run.path)}` by bsa-bench {__version__}"
+    flags = "".join(f" --published {shown_path(path)}" for path in collection.paths)
     lines = [
-        f"{source}; regenerated by `bsa-bench report {_shown_path(run.path.parent)}{flags}`, so do not edit it.",
+        f"{source}; regenerated by `bsa-bench report {shown_path(run.path.parent)}{flags}`, so do not edit it.",
         "",
-        f"# {title}",
+        f"# {title(run)}",
         "",
-        _summary(run, rows),
+        summary(run, rows),
     ]
     for heading, body in (
         ("Findings", findings(run, rows, labels)),
@@ -108,29 +159,11 @@ def _markdown(
         ("Beside the paper", _paper_lines(rows, labels)),
         ("Published elsewhere, other hardware", published_lines(collection)),
         ("Environment", tables.environment_table(run)),
-        ("How to read it", [*_status_lines(rows), NOTES]),
+        ("How to read it", [*status_lines(rows), NOTES]),
     ):
         if body:
             lines += ["", f"## {heading}", "", *_trimmed(body)]
     return lines
-
-
-def _shown_path(path: Path) -> str:
-    """The path relative to here, or its last three parts: a report must not name the machine that made it."""
-    absolute, here = path.resolve(), Path.cwd().resolve()
-    shown = absolute.relative_to(here) if absolute.is_relative_to(here) else Path(*absolute.parts[-3:])
-    return shown.as_posix().lstrip("/")
-
-
-def _summary(run: Run, rows: Sequence[Row]) -> str:
-    counts = {status: sum(r.result.status is status for r in rows) for status in Status}
-    parts = [f"{count} {status}" for status, count in counts.items() if count]
-    text = f"Run `{run.run_id}` on {run.environment.device_name}: {len(rows)} cases ({', '.join(parts) or 'none'})"
-    text += f", to be measured in {run.num_processes} processes each." if run.num_processes > 1 else "."
-    if run.num_remaining:
-        left = f"{run.num_remaining} of {run.run_lines[-1].num_cases}"
-        text += f" **Unfinished**, cases left: {left}; --resume goes on."
-    return text
 
 
 def _plot_lines(plots: Sequence[Plot], rows: Sequence[Row]) -> list[str]:
@@ -176,11 +209,6 @@ def _paper_lines(rows: Sequence[Row], labels: Labels) -> list[str]:
         "was measured here. The standing says how far each can be trusted."
     )
     return [text, "", *table] if table else []
-
-
-def _status_lines(rows: Sequence[Row]) -> list[str]:
-    present = [status for status in Status if any(row.result.status is status for row in rows)]
-    return [f"- **{status}**: {status.meaning}." for status in present]
 
 
 def _trimmed(lines: Sequence[str]) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from bsa_bench.report.labels import (
     ONE_PROCESS,
@@ -28,8 +28,11 @@ from bsa_bench.units import format_ratio, three_digits
 MAX_BULLETS = 24
 
 
-def findings(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
-    """Write the section's Markdown lines."""
+NOT_RUN, UNAVAILABLE = "Unverified, wrong or not run", "Unavailable here"
+
+
+def findings(run: Run, rows: Sequence[Row], labels: Labels, *, leave_out: Collection[str] = ()) -> list[str]:
+    """Write the section's Markdown lines, without the headings that are left out."""
     correct = [row for row in rows if row.is_correct]
     lines: list[str] = []
     if not correct:
@@ -43,11 +46,11 @@ def findings(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
         ("Speed-up of the sparse operators at the longest length", _speedups(correct, labels)),
         ("Break-even length", _break_even_lengths(rows, labels)),
         ("Break-even density", [_break_even_density(b, labels) for b in break_even_densities(rows)]),
-        ("Unverified, wrong or not run", _failures(run, rows, labels)),
-        ("Unavailable here", [f"`{name}`: {one_line(why)}" for name, why in unavailable(run).items()]),
+        (NOT_RUN, _failures(run, rows, labels)),
+        (UNAVAILABLE, [f"`{name}`: {one_line(why)}" for name, why in unavailable(run).items()]),
         ("To keep in mind", _caveats(run, rows, labels)),
     ):
-        if bullets:
+        if bullets and title not in leave_out:
             lines += ["", f"### {title}", "", *_listed(bullets)]
     return lines
 
@@ -204,17 +207,22 @@ def _rounded(tokens: float) -> str:
     return f"{round(tokens, -digits):,.0f}"
 
 
-def _failures(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
+def failures(run: Run, rows: Sequence[Row]) -> dict[tuple[Status, str], list[Result]]:
+    """The cases without a figure, by status and reason; not those that are unavailable here."""
     grouped: dict[tuple[Status, str], list[Result]] = {}
-    unverified = [row.result for row in rows if row.is_unverified]
     for row in rows:
         r = row.result
         if r.status is not Status.OK and not row.is_counted and not is_unavailable(run, r):
             grouped.setdefault((r.status, one_line(r.reason)), []).append(r)
     order = list(Status)
+    return dict(sorted(grouped.items(), key=lambda item: order.index(item[0][0])))
+
+
+def _failures(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
+    unverified = [row.result for row in rows if row.is_unverified]
     bullets = [
         f"**{status}** ({status.meaning}): {reason}. {describe_cases(results, labels)}."
-        for (status, reason), results in sorted(grouped.items(), key=lambda item: order.index(item[0][0]))
+        for (status, reason), results in failures(run, rows).items()
     ]
     if unverified:
         text = "measured but never compared with an oracle, so neither compared nor plotted"

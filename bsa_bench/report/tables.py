@@ -28,7 +28,12 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, words: int = 1)
 
 
 def environment_table(run: Run) -> list[str]:
-    """Where the run was made, as two columns; what is not known is left out."""
+    """Where the run was made, as two columns."""
+    return table(["", ""], list(map(list, environment_facts(run).items())), words=2)
+
+
+def environment_facts(run: Run) -> dict[str, str]:
+    """Where the run was made, in Markdown; what is not known is left out."""
     env, line = run.environment, run.run_lines[-1]
     facts = {
         "Suite": f"`{line.suite}`: {line.suite_title}",
@@ -49,7 +54,7 @@ def environment_table(run: Run) -> list[str]:
         "Commit": _commit(env),
         "Environment digest": f"`{env.hash}`",
     }
-    return table(["", ""], [[name, str(value)] for name, value in facts.items() if value not in {None, ""}], words=2)
+    return {name: str(value) for name, value in facts.items() if value not in {None, ""}}
 
 
 def overview_table(rows: Sequence[Row], labels: Labels) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median, stdev
+from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from bsa_bench.stats.samples import median_interval
@@ -169,7 +169,10 @@ def _refuse_unusable(processes: Sequence[Sequence[float]]) -> None:
 def variation(values: Sequence[float]) -> float:
     """Standard deviation over mean; 0 for one value."""
     mean = math.fsum(values) / len(values)
-    return stdev(values) / mean if len(values) > 1 and mean else 0.0
+    if len(values) < 2 or not mean:
+        return 0.0
+    # Not statistics.stdev, whose exact fractions take most of the time in which a large run is read.
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)) / mean
 
 
 def two_modes(values: Sequence[float]) -> tuple[float, ...]:

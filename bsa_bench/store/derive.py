@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from statistics import median
 
 from bsa_bench.result import Result, Status, Timing, worst_status
@@ -146,7 +147,7 @@ class Row:
         """L."""
         return self.result.case.workload.num_tokens
 
-    @property
+    @cached_property
     def speedup(self) -> Ratio | None:
         """Of the whole operator over the fastest dense row."""
         return self._over_dense(self.whole)
@@ -246,6 +247,7 @@ def derive(results: Iterable[Result]) -> list[Row]:
     return [replace(row, dense=baselines.get(cohort(row))) if row.is_correct else row for row in rows]
 
 
+@lru_cache(maxsize=65536)
 def scope(workload: Workload) -> str:
     """Digest of everything in a workload but its length."""
     return short_digest(workload.model_dump(mode="json", exclude=LENGTH_FIELDS))

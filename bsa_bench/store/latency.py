@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 
 from bsa_bench.stats import Summary, summarise
@@ -67,7 +67,7 @@ def latency(samples: Mapping[int, Sequence[float] | None]) -> Latency | None:
     over_processes = summarise_processes(list(processes.values()))
     pooled = summarise([sample for own in processes.values() for sample in own])
     return Latency(
-        **asdict(pooled)
+        **vars(pooled)
         | {
             "median": over_processes.median,
             "low": over_processes.low,

@@ -144,7 +144,7 @@ def test_a_run_ends_with_the_code_of_the_worst_that_happened_and_loses_nothing(a
     assert found == code
     assert len(read_run("results/r").results) == 3
     assert Path("reports/r/report.md").is_file()
-    assert out.endswith(f"results: results/r\nreport: {Path('reports/r/report.md')}\n")
+    assert out.endswith("results: results/r\nreport: reports/r/report.md\nreport: reports/r/report.html\n")
 
 
 def test_nothing_that_can_run_here_ends_with_4_and_the_reasons(bench, scripted):
@@ -247,6 +247,7 @@ def test_json_of_a_run_is_one_document_and_progress_goes_to_stderr(bench, script
     assert code == document["exit_code"] == 3
     assert document["counts"] == {"OK": 2, "WRONG": 1}
     assert document["report"] == "reports/r/report.md"
+    assert document["report_html"] == "reports/r/report.html"
     assert document["remaining"] == []
     assert "[3/3]" in err
 
@@ -370,7 +371,7 @@ def test_the_results_folder_comes_from_the_environment_too(bench, scripted, monk
 def test_the_report_of_a_run_that_was_interrupted_says_so_and_lists_what_is_left(bench, scripted):
     scripted()
     bench("run", "--suite", "tiny.toml", "--run-id", "r", "--budget", "1", "--no-report")
-    assert bench("report", "r") == (0, "report: reports/r/report.md\n", "")
+    assert bench("report", "r") == (0, "report: reports/r/report.md\nreport: reports/r/report.html\n", "")
     text = Path("reports/r/report.md").read_text()
     assert "**Unfinished**, cases left: 3 of 3; --resume goes on." in text
 
