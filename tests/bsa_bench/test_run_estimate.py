@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from run_factory import case, environment, three_passes
 
 from bsa_bench.run import DeviceModel, plan_run, predict
-from bsa_bench.run.estimate import Pace, available_memory_bytes, group_seconds
-from bsa_bench.run.order import budget_order, group_cases, most_informative_first
+from bsa_bench.run.estimate import available_memory_bytes, group_seconds
 
 CPU = DeviceModel.cpu(threads=2, memory_bytes=8 << 30)
 
@@ -91,47 +90,6 @@ def test_plan_rows_add_up_and_say_why_a_case_will_not_run():
     assert rows[3].reason == "install it"
     assert not rows[4].fits
     assert rows[4].reason.startswith("predicted to need ")
-
-
-def test_pairs_come_first_from_cheap_to_dear_then_second_opinions():
-    names = ("full@sdpa-math", "full@sdpa-flash", "bsa@flex", "bsa@gather")
-    cases = [case(name, tokens) for tokens in (16384, 1024, 4096) for name in names]
-    order = [g[0] for g in most_informative_first(group_cases(cases), CPU)]
-    assert [(c.workload.num_tokens, c.implementation) for c in order[:6]] == [
-        (tokens, name) for tokens in (1024, 4096, 16384) for name in ("full@sdpa-flash", "bsa@gather")
-    ]
-    assert [c.workload.num_tokens for c in order[6:9]] == [1024, 4096, 16384]
-    assert len(order) == len(cases)
-
-
-def test_a_priority_of_implementations_comes_before_what_tells_most():
-    cases = [case(name, tokens) for tokens in (16384, 1024) for name in ("full@sdpa-flash", "bsa@flex", "bsa@gather")]
-    groups = group_cases(cases)
-    assert budget_order(groups, CPU, "quick", ()) == most_informative_first(groups, CPU)
-    ordered = budget_order(groups, CPU, "quick", ("bsa@gather", "full@sdpa-flash", "bsa@flex"))
-    assert [(g[0].implementation, g[0].workload.num_tokens) for g in ordered] == [
-        (name, tokens) for name in ("bsa@gather", "full@sdpa-flash", "bsa@flex") for tokens in (16384, 1024)
-    ]
-    rows = plan_run(cases, device=CPU, informative_first=True, priority=("bsa@flex", "full@sdpa-flash", "bsa@gather"))
-    assert [row.case.implementation for row in rows[:2]] == ["bsa@flex", "bsa@flex"]
-
-
-@pytest.mark.slow
-@given(st.lists(st.tuples(st.sampled_from(["full@a", "bsa@b", "vsa@c"]), st.integers(8, 99)), max_size=12))
-def test_ordering_loses_and_repeats_nothing(picks):
-    groups = group_cases([c for name, tokens in picks for c in three_passes(name, tokens)])
-    ordered = most_informative_first(groups, CPU)
-    assert sorted(g[0].group for g in ordered) == sorted(g[0].group for g in groups)
-    assert {len(g) for g in groups} <= {3}
-
-
-def test_the_pace_learns_from_its_engine_and_else_from_all():
-    pace = Pace()
-    assert pace.scaled("a", 10) == 10
-    pace.observe("a", predicted_s=10, observed_s=20)
-    assert pace.scaled("a", 5) == pytest.approx(10)
-    pace.observe("b", predicted_s=10, observed_s=2)
-    assert pace.scaled("c", 10) == pytest.approx(11)
 
 
 @pytest.mark.slow
