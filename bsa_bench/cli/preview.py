@@ -18,8 +18,8 @@ from bsa_bench.units import format_seconds
 
 
 def report_seconds(probe_s: float) -> float:
-    """Predict how long a report takes: 0.8 to 1.5 times the processor time of the probe, by its plots."""
-    return 1.0 + 1.5 * probe_s
+    """Predict how long a report takes: about the processor time of the probe where the plots are few."""
+    return 1.0 + probe_s
 
 
 @dataclass(frozen=True)

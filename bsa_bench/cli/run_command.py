@@ -117,7 +117,9 @@ def run_suite(request: RunRequest) -> int:
     if request.dry_run:
         return show_dry_run(suite, preview, as_json=request.as_json)
     preview.check_budget()
-    progress = make_progress(plain=request.plain or request.as_json)
+    from bsa_bench.report.labels import Labels
+
+    progress = make_progress(plain=request.plain or request.as_json, name=Labels(cases).of)
     with _open_writer(request, suite) as writer:
         for note in found.notes:
             progress.note(note)

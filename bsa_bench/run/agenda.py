@@ -13,7 +13,8 @@ from bsa_bench.run.pace import Pace
 from bsa_bench.run.rounds import Ledger, Visit, plan_visits
 from bsa_bench.workload import short_digest
 
-#: A worker is started where so many times its prediction is left: predictions are crude.
+#: A worker is started where so many times its prediction is left, for predictions are crude; the half that completes a
+#: pair needs no margin.
 MARGIN = 1.1
 #: What is left of the budget over all that is left to do, from which on a worker measures all passes of its group.
 ROOM = 1.25
@@ -107,6 +108,7 @@ class Agenda:
         num_processes: the number of rounds.
         seed: see above.
         priority: implementations; given, their groups come in this order instead, as far as they fit.
+        reserve_s: kept for what follows the run, and given away for the half that completes a pair alone.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Agenda:
         num_processes: int,
         seed: int = 0,
         priority: Sequence[str] = (),
+        reserve_s: float = 0.0,
     ) -> None:
         kind = forecast.device.kind
         self._groups = [
@@ -142,6 +145,7 @@ class Agenda:
         self._num_processes = num_processes
         self._seed = seed
         self._priority = list(priority)
+        self._reserve_s = reserve_s
         self._taken: set[tuple[str, int]] = set()
 
     def next(self, left_s: float) -> Visit | None:
@@ -193,9 +197,9 @@ class Agenda:
         ranked = []
         for rivals, halves in self._open_pairs(index):
             cost_s = sum(self._cost([half]) for half in halves)
-            if cost_s <= room_s:
+            is_begun = len(halves) == 1
+            if cost_s <= (room_s * MARGIN + self._reserve_s if is_begun else room_s):
                 approximates = all(half.case.claims.approximates_dense for half in halves)
-                is_begun = len(halves) == 1
                 ranked.append((not is_begun, not approximates, cost_s, PASSES.index(rivals[2]), rivals[0], halves))
         if not ranked:
             return None

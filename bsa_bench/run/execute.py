@@ -154,6 +154,7 @@ class _Scheduler:
                 num_processes=settings.num_processes,
                 seed=seed,
                 priority=settings.priority,
+                reserve_s=settings.reserve_s,
             )
         )
         self._progress.start(
@@ -164,7 +165,7 @@ class _Scheduler:
         )
         for case, why in too_big:
             self._tell(self._recorder.record(case, 0, Status.SKIPPED_OOM, why))
-        while not self._should_stop() and (visit := self._turns.next(self._budget_left_s())):
+        while not self.signals.name and (visit := self._turns.next(self._budget_left_s())):
             self._run_group(list(visit.cases.values()), visit.process_index)
 
     def why_left(self, case: Case, process_index: int) -> str:
@@ -244,7 +245,7 @@ class _Scheduler:
             log_path=self._writer.folder / "logs" / f"{job.cases[0].group}.log",
             limit_s=settings.case_limit_s,
             on_event=on_event,
-            should_stop=lambda: self._should_stop(late_s=OVERTIME * (settings.budget_s or 0.0)),
+            should_stop=self._should_stop,
         )
 
     def _tell(self, result: Result, pending: Sequence[Case] = ()) -> None:
@@ -252,14 +253,15 @@ class _Scheduler:
         num_dropped = before - 1 - self._num_missing
         self._progress.finish(result, left_s=self._left_s(pending), num_dropped=num_dropped)
 
-    def _should_stop(self, *, late_s: float = 0.0) -> bool:
+    def _should_stop(self) -> bool:
+        """Whether a running worker is to be stopped: by a signal, or when the whole budget and some overtime is over."""
+        late_s = self._settings.reserve_s + OVERTIME * (self._settings.budget_s or 0.0)
         return self.signals.name is not None or self._budget_left_s() <= -late_s
 
     def _budget_left_s(self) -> float:
         if self._settings.budget_s is None:
             return float("inf")
-        reserve_s = self._settings.reserve_s * self._pace.slowdown
-        return self._started + self._settings.budget_s - reserve_s - time.monotonic()
+        return self._started + self._settings.budget_s - self._settings.reserve_s - time.monotonic()
 
     def _left_s(self, pending: Sequence[Case] = ()) -> float:
         running_s = self._forecast.seconds({case.case_hash: case for case in pending})

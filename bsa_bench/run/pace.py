@@ -56,12 +56,6 @@ class Pace:
             return predicted_s * math.fsum(self.observed_s.values()) / math.fsum(self.predicted_s.values())
         return predicted_s
 
-    @property
-    def slowdown(self) -> float:
-        """How many times longer than predicted all workers together took; 1 where they were faster, or none has run."""
-        predicted_s = math.fsum(self.predicted_s.values())
-        return max(math.fsum(self.observed_s.values()) / predicted_s, 1.0) if predicted_s else 1.0
-
     def call_s(self, case: Case, device: DeviceModel) -> float:
         """Say how long a call is known, or else expected, to take."""
         if case.case_hash in self._measured_s:
