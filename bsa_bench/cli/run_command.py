@@ -93,7 +93,7 @@ def run_suite(request: RunRequest) -> int:
         suite=suite.name,
         suite_title=suite.title,
         command=tuple(command_line()),
-        device=DeviceModel.of(found.environment, probe_s=probe_s),
+        device=DeviceModel.of(found.environment, probe_s=probe_s, ceilings=found.ceilings),
         profile=profile,
         num_processes=request.processes or suite.num_processes or NUM_PROCESSES[profile],
         seed=request.seed,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bsa_bench.catalog import expected_cost
 from bsa_bench.contract import PASS_FACTOR
-from bsa_bench.result import Case, Environment
+from bsa_bench.result import Case, Ceiling, Environment
 from bsa_bench.run.cpu import usable_cores
 from bsa_bench.run.job import DeviceKind, Profile
 from bsa_bench.workload import DTYPE_BYTES, DType
@@ -107,13 +107,22 @@ class DeviceModel:
     start_s: float = 3.5
 
     @classmethod
-    def of(cls, environment: Environment, *, probe_s: float = 0.0) -> DeviceModel:
+    def of(cls, environment: Environment, *, probe_s: float = 0.0, ceilings: Sequence[Ceiling] = ()) -> DeviceModel:
         """Model the device of an environment, which is this machine's: what is free of its memory is looked up now.
 
-        `probe_s` is how long the probe took; a worker that only measures takes more than half of that to start.
+        Args:
+            probe_s: how long the probe took; a worker takes more than half of that to start.
+            ceilings: what the device delivered a moment ago; where that is less than the model's rates, it counts.
         """
         here = cls._of(environment)
-        return replace(here, start_s=max(here.start_s, 0.6 * probe_s))
+        found = {ceiling.name: ceiling.value for ceiling in ceilings}
+        product = "GEMM float32" if here.kind == "cpu" else "GEMM bfloat16"
+        return replace(
+            here,
+            flop_per_s=min(here.flop_per_s, found.get(product, math.inf)),
+            bytes_per_s=min(here.bytes_per_s, found.get("copy", math.inf)),
+            start_s=max(here.start_s, 0.6 * probe_s),
+        )
 
     @classmethod
     def _of(cls, environment: Environment) -> DeviceModel:

@@ -254,7 +254,7 @@ class _Scheduler:
         self._progress.finish(result, left_s=self._left_s(pending), num_dropped=num_dropped)
 
     def _should_stop(self) -> bool:
-        """Whether a running worker is to be stopped: by a signal, or when the whole budget and some overtime is over."""
+        """Whether a running worker is to be stopped: by a signal, or by the end of the budget and some overtime."""
         late_s = self._settings.reserve_s + OVERTIME * (self._settings.budget_s or 0.0)
         return self.signals.name is not None or self._budget_left_s() <= -late_s
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_factory import case, environment, three_passes
 
+from bsa_bench.result import Ceiling
 from bsa_bench.run import DeviceModel, plan_run, predict
 from bsa_bench.run.estimate import available_memory_bytes, group_seconds
 
@@ -20,6 +21,19 @@ def test_a_device_is_modelled_by_its_environment():
     details = {"memory_bytes": 141 << 30}
     gpu = here.model_copy(update={"device_kind": "cuda", "device_name": "NVIDIA H200", "device_details": details})
     assert DeviceModel.of(gpu) == DeviceModel.cuda(name="NVIDIA H200", memory_bytes=141 << 30)
+
+
+def test_a_machine_that_delivers_less_than_its_model_is_taken_at_what_it_delivers():
+    here = environment().model_copy(update={"cpu": {"threads": 2}})
+    slow = [
+        Ceiling(name="GEMM float32", value=8e9, unit="FLOP/s", detail="scripted"),
+        Ceiling(name="copy", value=1e9, unit="B/s", detail="scripted"),
+    ]
+    found = DeviceModel.of(here, probe_s=50.0, ceilings=slow)
+    assert (found.flop_per_s, found.bytes_per_s, found.start_s) == (8e9, 1e9, 30.0)
+    fast = [ceiling.model_copy(update={"value": 1e15}) for ceiling in slow]
+    assert DeviceModel.of(here, probe_s=1.0, ceilings=fast).flop_per_s == CPU.flop_per_s
+    assert DeviceModel.of(here, probe_s=1.0, ceilings=fast).start_s == CPU.start_s
 
 
 def test_dense_flop_are_exact_and_backward_costs_two_and_a_half_times_as_much():
