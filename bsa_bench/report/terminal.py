@@ -95,7 +95,7 @@ def _cells(row: Row, labels: Labels, verdicts: Verdicts) -> tuple[str, ...]:
 def _baseline(row: Row, verdicts: Verdicts) -> str:
     """`baseline`, with how many of the dense engines were measured where that is not all."""
     measured, asked = verdicts.num_dense(row.result.case)
-    return "baseline" if measured == asked else f"baseline ({measured} of {asked} dense)"
+    return "baseline" if measured == asked else f"baseline ({measured} of {asked})"
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -138,7 +138,7 @@ def _narrow(lines: Sequence[tuple[str, ...]], width: int) -> tuple[list[tuple[st
 
 
 def _fits(lines: Sequence[Sequence[str]], shown: Sequence[int], width: int) -> bool:
-    return sum(max(len(cells[i]) for cells in [HEAD, *lines]) for i in shown) + 2 * len(shown) <= width
+    return sum(max(len(cells[i]) for cells in [HEAD, *lines]) for i in shown) + 2 * (len(shown) - 1) <= width
 
 
 def _notes(run: Run, rows: Sequence[Row], labels: Labels, verdicts: Verdicts) -> list[str]:
@@ -160,7 +160,7 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels, verdicts: Verdicts) ->
     disturbed = [row for row in rows if row.is_disturbed]
     if disturbed:
         lines += ["", f"Disturbed: other processes took the processor while {len(disturbed)} of these were timed."]
-        lines += [f"  {row.result.case_id}: {percent(row.other_cpu_share)}" for row in disturbed]
+        lines += [f"  {_where(row, labels)}: {percent(row.other_cpu_share)}" for row in disturbed]
     if split := bimodal_lines(rows, labels):
         lines += ["", "Bimodal: the processes of these fall into two groups, around"]
         lines += [f"  {line}" for line in split]
@@ -169,7 +169,7 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels, verdicts: Verdicts) ->
     if any(len(set(verdicts.num_dense(row.result.case))) > 1 for row in rows if row.is_baseline):
         lines += [
             "",
-            "Baseline (1 of 2 dense), say: the fastest of the dense engines measured so far; others are left.",
+            "Baseline (1 of 4), say: one of four dense engines was measured, the others are left.",
         ]
     if run.num_remaining:
         lines += ["", f"Cases left: {run.num_remaining} of {run.run_lines[-1].num_cases}; --resume goes on."]
@@ -198,6 +198,13 @@ def _best(rows: Sequence[Row], labels: Labels, verdicts: Verdicts) -> list[str]:
     else:
         return []
     row = max(found, key=lambda each: each[1].value)[0]
-    where = f"{labels.of(row.result.case)}, {row.result.case.passes} at {row.num_tokens:,} tokens"
+    said = (
+        f"{verdicts.measured(row, labels)}, {verdicts.doubt(row)}" if found is doubtful else verdicts.words(row, labels)
+    )
     ideal = "" if row.ideal_speedup is None else f"; ideal {format_ratio(row.ideal_speedup)}"
-    return ["", f"{head}{where}, {verdicts.words(row, labels)}{ideal}."]
+    return ["", f"{head}{_where(row, labels)}, {said}{ideal}."]
+
+
+def _where(row: Row, labels: Labels) -> str:
+    """`bsa@gather, forward at 4,096 tokens`."""
+    return f"{labels.of(row.result.case)}, {row.result.case.passes} at {row.num_tokens:,} tokens"

@@ -40,11 +40,11 @@ class Verdicts:
         return measured, measured + len(self._left.get(_rivals(case), []))
 
     def dense_name(self, row: Row, labels: Labels, *, quote: str = "") -> str:
-        """`full@flex`, or where others were left `full@flex, the fastest dense measured (1 of 4)`."""
+        """`full@flex`, or where others were left `the fastest dense measured (1 of 4), full@flex`."""
         assert row.dense is not None
         name = f"{quote}{labels.of(row.dense.result.case)}{quote}"
         measured, asked = self.num_dense(row.result.case)
-        return name if measured == asked else f"{name}, the fastest dense measured ({measured} of {asked})"
+        return name if measured == asked else f"the fastest dense measured ({measured} of {asked}), {name}"
 
     def doubt(self, row: Row) -> str | None:
         """Why the speed-up of a row is no verdict; null where it is one.
@@ -70,10 +70,16 @@ class Verdicts:
     def words(self, row: Row, labels: Labels, *, quote: str = "", strong: str = "") -> str:
         """`4.31x faster than full@sdpa-flash (one process)`, or what was measured and why it is no verdict."""
         assert row.speedup is not None
-        name, interval, why = self.dense_name(row, labels, quote=quote), interval_text(row.speedup), self.doubt(row)
-        if why is None:
-            return f"{strong}{faster_words(row.speedup.value)}{strong} {name} {interval}"
-        return f"no verdict, {why}: {format_ratio(row.speedup.value)} over {name} {interval}"
+        if why := self.doubt(row):
+            return f"no verdict, {why}: {self.measured(row, labels, quote=quote)}"
+        name = self.dense_name(row, labels, quote=quote)
+        return f"{strong}{faster_words(row.speedup.value)}{strong} {name} {interval_text(row.speedup)}"
+
+    def measured(self, row: Row, labels: Labels, *, quote: str = "") -> str:
+        """`4.31x over full@sdpa-flash (one process)`, whatever it is worth."""
+        assert row.speedup is not None
+        name = self.dense_name(row, labels, quote=quote)
+        return f"{format_ratio(row.speedup.value)} over {name} {interval_text(row.speedup)}"
 
     def _is_faster(self, left: Case, measured: Row) -> bool:
         """By where both were measured in this run, at the nearest length; else by the table of predictions."""

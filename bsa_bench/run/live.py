@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -68,7 +68,7 @@ class LiveProgress(PlainProgress):
         elapsed = f"{format_seconds(round(time.monotonic() - self._begun))}, {format_seconds(round(self._left_s))} left"
         bar.add_row(done, ProgressBar(total=self._num_measurements, completed=self._num_done, width=16), elapsed)
         current = f"{self._current}: {self._doing}" if self._doing else self._current
-        lines = [Text(current, overflow="ellipsis", no_wrap=True), bar]
+        lines: list[RenderableType] = [Text(current, overflow="ellipsis", no_wrap=True), bar]
         load = f"load average {three_digits(os.getloadavg()[0])}" if hasattr(os, "getloadavg") else ""
         if state := ", ".join(filter(None, (load, self._device))):
             lines.append(Text(state, style="dim", overflow="ellipsis", no_wrap=True))
