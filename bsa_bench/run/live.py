@@ -65,7 +65,8 @@ class LiveProgress(PlainProgress):
     def _view(self) -> Group:
         bar = Table.grid(padding=(0, 1))
         done = f"{self._num_done}/{self._num_measurements}"
-        elapsed = f"{format_seconds(round(time.monotonic() - self._begun))}, {format_seconds(round(self._left_s))} left"
+        elapsed_s = time.monotonic() - self._begun
+        elapsed = f"{_whole(elapsed_s)}, {_whole(self._left_s)} left"
         bar.add_row(done, ProgressBar(total=self._num_measurements, completed=self._num_done, width=16), elapsed)
         current = f"{self._current}: {self._doing}" if self._doing else self._current
         lines: list[RenderableType] = [Text(current, overflow="ellipsis", no_wrap=True), bar]
@@ -92,3 +93,8 @@ def device_text(result: Result) -> str:
     if any((state.throttle_ns or {}).values()):
         parts.append("throttled")
     return ", ".join(parts)
+
+
+def _whole(seconds: float) -> str:
+    """Whole seconds, at least one: the view is drawn twice a second."""
+    return format_seconds(max(round(seconds), 1)) if seconds < 120 else format_seconds(seconds)
