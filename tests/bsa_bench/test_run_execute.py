@@ -45,7 +45,7 @@ def test_a_group_shares_one_worker_and_its_results_are_numbered(bench):
     assert all(r.memory.predicted_bytes > 0 for r in run.results)
     lines = bench.output.read_text().splitlines()
     assert lines[0].startswith("6 cases, about ")
-    assert lines[1] == "[1/6] full@sdpa-flash/256-4x8x8/1x32-float32/smooth forward: OK 52.0 ms"
+    assert lines[1] == "[1/6] full@sdpa-flash, forward, 256 tokens: OK 52.0 ms"
 
 
 def test_a_case_asked_for_twice_is_measured_once(bench):
