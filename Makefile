@@ -1,4 +1,4 @@
-# make bench   measure this machine with the suite "quick" and write a report
+# make bench   measure this machine with the suite "quick" in five minutes and write a report; BUDGET= measures all of it
 # make test    run the whole test suite, a process a core
 # make quick-test   run what is quick of it, from every folder, while working
 # make check   lint, format, types, layers
@@ -8,12 +8,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SUITE ?= quick
+BUDGET ?= $(if $(filter quick,$(SUITE)),5m)
 
 .PHONY: bench test quick-test check format clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed
-	$(BIN)/bsa-bench run --suite $(SUITE) $(ARGS)
+	$(BIN)/bsa-bench run --suite $(SUITE) $(if $(BUDGET),--budget $(BUDGET)) $(ARGS)
 
 # Python may write its files: pytest keeps the tests there as it has rewritten them. Named tests need not be of every folder.
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist worksteal $(if $(ARGS),,--every-folder)

@@ -41,9 +41,12 @@ def parse_share(text: str) -> float:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Three significant digits with the unit that fits: `812 us`, `5.20 ms`, `1.93 s`, `3 min 20 s`."""
+    """Three significant digits with the unit that fits: `812 us`, `5.20 ms`, `1.93 s`, `3 min 20 s`, `1 h 52 min`."""
     if seconds is None or math.isnan(seconds):
         return "-"
+    if seconds >= 3599.5:
+        minutes = round(seconds / 60)
+        return f"{minutes // 60} h {minutes % 60} min"
     if seconds >= 120:
         whole = round(seconds)
         return f"{whole // 60} min {whole % 60} s"

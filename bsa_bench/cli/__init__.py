@@ -9,6 +9,9 @@ from bsa_bench.errors import BenchError
 
 def main() -> None:
     """Run the `bsa-bench` command."""
+    from bsa_bench.cli.clock import note_start
+
+    note_start()
     from bsa_bench.cli.app import app
 
     try:

@@ -121,7 +121,9 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, pinned; default: all usable cores.")] = None,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Stop within this time (90s, 9m, 1h); the most informative cases first."),
+        typer.Option(
+            metavar="TIME", help="Of the whole command (90s, 9m, 1h); fair pairs of dense and sparse come first."
+        ),
     ] = None,
     time_limit: Annotated[
         str | None, typer.Option(metavar="TIME", help="End a case that takes longer; default: the suite's.")
@@ -136,7 +138,7 @@ def run(
         bool, typer.Option("--allow-other-environment", help="Resume although machine or versions differ.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the cases with predicted FLOP, memory and minutes; run nothing.")
+        bool, typer.Option("--dry-run", help="Print the cases with predicted FLOP, memory and time; run nothing.")
     ] = False,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live display.")] = False,

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bsa_bench.catalog import check_implementations, unsupported_case
+from bsa_bench.cli.clock import command_started
+from bsa_bench.cli.dry_run import show_dry_run
 from bsa_bench.cli.output import command_line
-from bsa_bench.errors import EXIT_OK, UsageError
+from bsa_bench.cli.preview import Preview, report_seconds
+from bsa_bench.errors import UsageError
 from bsa_bench.inputs import check_input
 from bsa_bench.measure.choice import choose_timer
 from bsa_bench.result import CacheChoice, Case, TimerChoice
-from bsa_bench.run import DeviceModel, RunOutcome, RunSettings, execute, make_progress, plan_run
+from bsa_bench.run import DeviceModel, RunOutcome, RunSettings, execute, make_progress
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.probe import probe, question_of
 from bsa_bench.run.rounds import NUM_PROCESSES
-from bsa_bench.store.writer import RunWriter, check_writable, default_run_id, latest_run
+from bsa_bench.store.writer import RunWriter, check_writable, default_run_id, latest_run, run_to_resume
 from bsa_bench.suite import Suite, load_suite, override
-from bsa_bench.units import format_bytes, format_flop, format_seconds, parse_duration
+from bsa_bench.units import parse_duration
 from bsa_bench.workload import Workload
 
 _KINDS: tuple[DeviceKind, ...] = ("cpu", "cuda")
@@ -60,6 +64,7 @@ def run_suite(request: RunRequest) -> int:
         UsageError: the suite, an override, an implementation, an input or the run to resume is wrong.
         StoreError: results cannot be stored.
     """
+    started = command_started()
     budget_s = parse_duration(request.budget) if request.budget else None
     limit_s = parse_duration(request.time_limit) if request.time_limit else None
     suites = {kind: override(load_suite(request.suite, device_kind=kind), request.overrides) for kind in _KINDS}
@@ -67,6 +72,7 @@ def run_suite(request: RunRequest) -> int:
         check_implementations(suite.implementations)
     if not request.dry_run:
         check_writable(request.results)
+    asked_at = time.monotonic()
     found = probe(
         {kind: [question_of(case) for case in suite.cases()] for kind, suite in suites.items()},
         device=request.device,
@@ -74,6 +80,7 @@ def run_suite(request: RunRequest) -> int:
         must_be_ready=not request.dry_run,
         with_ceilings=not request.dry_run,
     )
+    probe_s = time.monotonic() - asked_at
     suite = suites[found.environment.device_kind]
     cases = suite.cases()
     for workload in {case.workload.digest: case.workload for case in cases}.values():
@@ -86,7 +93,7 @@ def run_suite(request: RunRequest) -> int:
         suite=suite.name,
         suite_title=suite.title,
         command=tuple(command_line()),
-        device=DeviceModel.of(found.environment),
+        device=DeviceModel.of(found.environment, probe_s=probe_s, ceilings=found.ceilings),
         profile=profile,
         num_processes=request.processes or suite.num_processes or NUM_PROCESSES[profile],
         seed=request.seed,
@@ -95,6 +102,8 @@ def run_suite(request: RunRequest) -> int:
         ceilings=found.ceilings,
         case_limit_s=limit_s or suite.limits.time_limit_s,
         budget_s=budget_s or suite.limits.budget_s,
+        started=started,
+        reserve_s=report_seconds(probe_s) if request.report else 0.0,
         priority=suite.priority,
         allow_other_environment=request.allow_other_environment,
     )
@@ -102,9 +111,15 @@ def run_suite(request: RunRequest) -> int:
     def unavailable(case: Case) -> str | None:
         return unsupported_case(case) or found.unavailable(case)
 
+    resumed = _resumed_run_id(request, suite)
+    previous = run_to_resume(request.results, resumed) if resumed else None
+    preview = Preview(cases, settings, found.environment, unavailable, previous)
     if request.dry_run:
-        return _dry_run(cases, suite, settings, unavailable, as_json=request.as_json)
-    progress = make_progress(plain=request.plain or request.as_json)
+        return show_dry_run(suite, preview, as_json=request.as_json)
+    preview.check_budget()
+    from bsa_bench.report.labels import Labels
+
+    progress = make_progress(plain=request.plain or request.as_json, name=Labels(cases).of)
     with _open_writer(request, suite) as writer:
         for note in found.notes:
             progress.note(note)
@@ -117,7 +132,7 @@ def run_suite(request: RunRequest) -> int:
 
 def _finish(request: RunRequest, folder: Path, outcome: RunOutcome, num_processes: int) -> int:
     from bsa_bench.report import print_table, write_reports
-    from bsa_bench.store import read_run
+    from bsa_bench.store.reader import read_run
 
     written = None
     if request.report:
@@ -158,67 +173,18 @@ def _check_workload(workload: Workload, suite: Suite) -> None:
         raise type(error)(f"suite {suite.name}: {error}") from None
 
 
-def _open_writer(request: RunRequest, suite: Suite) -> RunWriter:
-    if not request.resume:
-        return RunWriter.create(request.results, request.run_id or default_run_id(suite.name))
-    if request.run_id:
-        return RunWriter.resume(request.results, request.run_id)
+def _resumed_run_id(request: RunRequest, suite: Suite) -> str | None:
+    """The name of the run to resume; null where a new one is begun."""
+    if not request.resume or request.run_id:
+        return request.run_id if request.resume else None
     latest = latest_run(request.results, suite.name)
     if latest is None:
         raise UsageError(f"--resume: there is no run of suite {suite.name} in {request.results}; start without it")
-    return RunWriter.resume(request.results, latest.name)
+    return latest.name
 
 
-def _dry_run(
-    cases: list[Case],
-    suite: Suite,
-    settings: RunSettings,
-    unavailable: Callable[[Case], str | None],
-    *,
-    as_json: bool,
-) -> int:
-    """Print what a run would do."""
-    rows = plan_run(
-        cases,
-        device=settings.device,
-        profile=settings.profile,
-        num_processes=settings.num_processes,
-        unavailable=unavailable,
-        informative_first=settings.budget_s is not None,
-        priority=settings.priority,
-    )
-    total = sum(row.seconds for row in rows if row.runs)
-    if as_json:
-        json.dump(
-            {
-                "suite": suite.name,
-                "num_processes": settings.num_processes,
-                "seconds": total,
-                "cases": [
-                    {
-                        "case": row.case.case_id,
-                        "runs": row.runs,
-                        "reason": row.reason,
-                        "flop": row.estimate.flop,
-                        "bytes": row.estimate.bytes,
-                        "seconds": row.seconds,
-                    }
-                    for row in rows
-                ],
-                "left_out": [str(dropped) for dropped in suite.dropped],
-            },
-            sys.stdout,
-            indent=2,
-        )
-        print()
-        return EXIT_OK
-    for row in rows:
-        need = f"{format_flop(row.estimate.flop):>10} {format_bytes(row.estimate.bytes):>9}"
-        when = f"{format_seconds(row.seconds):>9}" if row.runs else f"      no: {row.reason}"
-        print(f"{row.case.case_id:76} {need} {when}")
-    for dropped in suite.dropped:
-        print(f"left out: {dropped}")
-    runs = sum(row.runs for row in rows)
-    each = f" in {settings.num_processes} processes each" * (settings.num_processes > 1)
-    print(f"{runs} of {len(rows)} cases would run{each}, about {format_seconds(total)} (predicted, not measured)")
-    return EXIT_OK
+def _open_writer(request: RunRequest, suite: Suite) -> RunWriter:
+    resumed = _resumed_run_id(request, suite)
+    if resumed is None:
+        return RunWriter.create(request.results, request.run_id or default_run_id(suite.name))
+    return RunWriter.resume(request.results, resumed)

@@ -9,8 +9,6 @@ from bsa_bench.report.labels import (
     Labels,
     bimodal_lines,
     describe_cases,
-    faster_words,
-    interval_text,
     join_words,
     latency_text,
     one_line,
@@ -19,6 +17,7 @@ from bsa_bench.report.labels import (
     scientific,
     shape_label,
 )
+from bsa_bench.report.verdicts import Verdicts
 from bsa_bench.result import CHECKED_WITHIN, PASSES, Result, Status
 from bsa_bench.store.break_even import BreakEven, break_even_densities, break_even_lengths
 from bsa_bench.store.derive import DISTURBED_SHARE, Row, scope
@@ -34,6 +33,7 @@ NOT_RUN, UNAVAILABLE = "Unverified, wrong or not run", "Unavailable here"
 def findings(run: Run, rows: Sequence[Row], labels: Labels, *, leave_out: Collection[str] = ()) -> list[str]:
     """Write the section's Markdown lines, without the headings that are left out."""
     correct = [row for row in rows if row.is_correct]
+    verdicts = Verdicts(rows, run.environment.device_kind)
     lines: list[str] = []
     if not correct:
         lines.append("Nothing was measured and proved correct, so there is no speed to report.")
@@ -42,8 +42,8 @@ def findings(run: Run, rows: Sequence[Row], labels: Labels, *, leave_out: Collec
     elif all(row.is_dense for row in correct):
         lines.append("No sparse row was measured and proved correct: this run compares dense engines only.")
     for title, bullets in (
-        ("Fastest correct implementation", _fastest(correct, labels)),
-        ("Speed-up of the sparse operators at the longest length", _speedups(correct, labels)),
+        ("Fastest correct implementation", _fastest(correct, labels, verdicts)),
+        ("Speed-up of the sparse operators at the longest length", _speedups(correct, labels, verdicts)),
         ("Break-even length", _break_even_lengths(rows, labels)),
         ("Break-even density", [_break_even_density(b, labels) for b in break_even_densities(rows)]),
         (NOT_RUN, _failures(run, rows, labels)),
@@ -113,7 +113,7 @@ def _longest(correct: Sequence[Row]) -> list[list[Row]]:
     return list(last.values())
 
 
-def _fastest(correct: Sequence[Row], labels: Labels) -> list[str]:
+def _fastest(correct: Sequence[Row], labels: Labels, verdicts: Verdicts) -> list[str]:
     bullets = []
     for rows in _longest(correct):
         best = fastest(rows)
@@ -123,26 +123,37 @@ def _fastest(correct: Sequence[Row], labels: Labels) -> list[str]:
         where = f"{case.passes}, {case.workload.num_tokens:,} tokens ({shape_label(case.workload)})"
         text = f"{where}: **`{labels.of(case)}`**, {latency_text(best.whole)} ({processes_text(best.num_processes)})"
         if best.is_baseline:
-            text += "; it is dense, no sparse row beats it" if any(not r.is_dense for r in rows) else "; it is dense"
+            text += f"; it is dense{_beside_sparse(rows, verdicts)}"
         elif best.dense:
-            dense = f"`{best.dense.result.case.implementation}`, {latency_text(best.dense.whole)}"
-            text += f"; the fastest dense row is {dense}"
+            dense = f"{verdicts.dense_name(best, labels, quote='`')}, {latency_text(best.dense.whole)}"
+            doubt = f"; no verdict, {why}" if best.speedup and (why := verdicts.doubt(best)) else ""
+            text += f"; the fastest dense row is {dense}{doubt}"
         bullets.append(text + ".")
     return bullets
 
 
-def _speedups(correct: Sequence[Row], labels: Labels) -> list[str]:
+def _beside_sparse(rows: Sequence[Row], verdicts: Verdicts) -> str:
+    """What the fastest row, a dense one, says of the sparse rows of its workload."""
+    sparse = [row for row in rows if not row.is_dense]
+    judged = [row for row in sparse if row.speedup]
+    if not sparse:
+        return ""
+    if not judged:
+        return ", no sparse row has a speed-up"
+    closest = max(judged, key=lambda row: row.speedup.value if row.speedup else 0.0)
+    why = verdicts.doubt(closest)
+    return f"; whether a sparse row beats it is open, {why}" if why else ", no sparse row beats it"
+
+
+def _speedups(correct: Sequence[Row], labels: Labels, verdicts: Verdicts) -> list[str]:
     bullets = []
     for rows in _longest([row for row in correct if row.speedup]):
         sparse = [row for row in rows if not row.is_dense and row.speedup]
         for row in sorted(sparse, key=lambda r: r.speedup.value if r.speedup else 0, reverse=True):
-            assert row.speedup is not None
-            assert row.dense is not None
             case = row.result.case
             text = (
-                f"{case.passes}, {row.num_tokens:,} tokens: `{labels.of(case)}` as a whole operator is "
-                f"**{faster_words(row.speedup.value)}** `{row.dense.result.case.implementation}` "
-                f"{interval_text(row.speedup)}"
+                f"{case.passes}, {row.num_tokens:,} tokens: `{labels.of(case)}` as a whole operator"
+                f"{':' if verdicts.doubt(row) else ' is'} {verdicts.words(row, labels, quote='`', strong='**')}"
             )
             if row.achieved_share is not None and row.density is not None:
                 text += (

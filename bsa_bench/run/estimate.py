@@ -1,16 +1,15 @@
-"""Predict FLOP, memory and seconds of a case before it runs: crude, in one table, and corrected as results come in."""
+"""Predict FLOP, memory and seconds of a case before it runs: crude, in one table; `pace` corrects it by results."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bsa_bench.catalog import expected_cost
 from bsa_bench.contract import PASS_FACTOR
-from bsa_bench.result import Case, Environment
+from bsa_bench.result import Case, Ceiling, Environment
 from bsa_bench.run.cpu import usable_cores
 from bsa_bench.run.job import DeviceKind, Profile
 from bsa_bench.workload import DTYPE_BYTES, DType
@@ -108,8 +107,25 @@ class DeviceModel:
     start_s: float = 3.5
 
     @classmethod
-    def of(cls, environment: Environment) -> DeviceModel:
-        """Model the device of an environment, which is this machine's: what is free of its memory is looked up now."""
+    def of(cls, environment: Environment, *, probe_s: float = 0.0, ceilings: Sequence[Ceiling] = ()) -> DeviceModel:
+        """Model the device of an environment, which is this machine's: what is free of its memory is looked up now.
+
+        Args:
+            probe_s: how long the probe took; a worker takes more than half of that to start.
+            ceilings: what the device delivered a moment ago; where that is less than the model's rates, it counts.
+        """
+        here = cls._of(environment)
+        found = {ceiling.name: ceiling.value for ceiling in ceilings}
+        product = "GEMM float32" if here.kind == "cpu" else "GEMM bfloat16"
+        return replace(
+            here,
+            flop_per_s=min(here.flop_per_s, found.get(product, math.inf)),
+            bytes_per_s=min(here.bytes_per_s, found.get("copy", math.inf)),
+            start_s=max(here.start_s, 0.6 * probe_s),
+        )
+
+    @classmethod
+    def _of(cls, environment: Environment) -> DeviceModel:
         if environment.device_kind == "cuda":
             memory_bytes = environment.device_details["memory_bytes"]
             assert isinstance(memory_bytes, int)
@@ -163,14 +179,13 @@ def predict(case: Case, device: DeviceModel, profile: Profile = "quick") -> Esti
     call_s = _call_s(case, device)
     caches = cost.caches if device.kind == "cuda" else 1
     phases_s = cost.min_samples * call_s if expected_cost(case).is_selective else 0.0
-    verified_only = (spent.is_interpreted and device.kind == "cpu") or not case.claims.timed
     measuring_s = max(cost.warmup_s, 2 * call_s) + caches * max(cost.sample_s, cost.min_samples * call_s) + 2 * call_s
     return Estimate(
         flop=_attend_flop(case) + _select_flop(case),
         bytes=_peak_bytes(case, spent),
         inputs_bytes=4 * case.workload.tensor_bytes,
         call_s=call_s,
-        seconds=call_s if verified_only else measuring_s + phases_s,
+        seconds=measuring_s + phases_s if is_timed(case, device.kind) else call_s,
     )
 
 
@@ -195,6 +210,17 @@ def group_seconds(cases: Sequence[Case], device: DeviceModel, profile: Profile =
 def engine_cost(case: Case) -> EngineCost:
     """Look the engine of a case up in the table."""
     return ENGINE_COST.get(case.base_engine, OTHER_ENGINE)
+
+
+def is_timed(case: Case, device_kind: DeviceKind) -> bool:
+    """Whether a case ends with a latency there, rather than with a verification or with counters alone."""
+    return case.claims.timed and not (device_kind == "cpu" and engine_cost(case).is_interpreted)
+
+
+def assumed_rate(case: Case, device_kind: DeviceKind) -> float:
+    """The share of the device's dense rate that the table gives the engine of a case."""
+    cost = engine_cost(case)
+    return cost.cpu_rate if device_kind == "cpu" else cost.cuda_rate
 
 
 def is_interpreted(engine: str) -> bool:
@@ -223,34 +249,9 @@ def available_memory_bytes() -> int:
     return free
 
 
-@dataclass
-class Pace:
-    """How long groups really took over what was predicted, of each engine; predictions are scaled by it.
-
-    An engine that has not run yet gets the ratio of all others together, the first of all gets 1.
-    """
-
-    predicted_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    observed_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def observe(self, engine: str, *, predicted_s: float, observed_s: float) -> None:
-        """Learn from a group that ran to its end."""
-        self.predicted_s[engine] += predicted_s
-        self.observed_s[engine] += observed_s
-
-    def scaled(self, engine: str, predicted_s: float) -> float:
-        """Scale a prediction by what was learnt."""
-        if engine in self.predicted_s:
-            return predicted_s * self.observed_s[engine] / self.predicted_s[engine]
-        if self.predicted_s:
-            return predicted_s * math.fsum(self.observed_s.values()) / math.fsum(self.predicted_s.values())
-        return predicted_s
-
-
 def _call_s(case: Case, device: DeviceModel) -> float:
-    cost = engine_cost(case)
     rate = device.flop_per_s * _DTYPE_RATE[device.kind][case.workload.dtype]
-    attend_s = _attend_flop(case) / (rate * (cost.cpu_rate if device.kind == "cpu" else cost.cuda_rate))
+    attend_s = _attend_flop(case) / (rate * assumed_rate(case, device.kind))
     copies = 4 + (12 if expected_cost(case).is_selective else 0)  # permuted, gathered and filled besides
     traffic_s = copies * case.workload.tensor_bytes * PASS_FACTOR[case.passes] / device.bytes_per_s
     return attend_s + _select_flop(case) / (0.1 * rate) + traffic_s + 1e-3

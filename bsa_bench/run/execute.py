@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from bsa_bench.errors import (
     EXIT_INTERRUPTED,
@@ -15,18 +15,23 @@ from bsa_bench.errors import (
     EXIT_WRONG,
 )
 from bsa_bench.result import Case, Environment, Result, Status
-from bsa_bench.run.estimate import Pace, group_seconds, predict
+from bsa_bench.run.agenda import Agenda, Forecast, Listed, Turns
+from bsa_bench.run.estimate import group_seconds, predict
 from bsa_bench.run.job import Job, ProgressEvent, ResultEvent
-from bsa_bench.run.order import budget_order, group_cases, memory_reason
+from bsa_bench.run.order import group_cases, memory_reason
+from bsa_bench.run.pace import Pace
 from bsa_bench.run.progress import Progress
 from bsa_bench.run.record import Recorder
 from bsa_bench.run.resume import already_done
-from bsa_bench.run.rounds import Ledger, Visit, plan_visits
+from bsa_bench.run.rounds import Ledger
 from bsa_bench.run.settings import RunOutcome, RunSettings
 from bsa_bench.run.stop import StopSignals
 from bsa_bench.run.worker_process import Ending, judge, run_worker
 from bsa_bench.store.writer import RunWriter
 from bsa_bench.units import format_seconds
+
+#: The share of the budget by which a case that is running may pass its end; then its worker is stopped.
+OVERTIME = 0.04
 
 
 def execute(
@@ -113,11 +118,12 @@ class _Scheduler:
         self._recorder = recorder
         self._ledger = recorder.ledger
         self._progress = progress
-        self._pace = Pace()
-        self._started = time.monotonic()
-        self._ahead: list[Visit] = []
+        known = writer.previous.results if writer.previous else []
+        self._pace = Pace.of([r for r in known if r.env_hash == environment.hash], settings.device)
+        self._forecast = Forecast(settings.device, settings.profile, self._pace)
+        self._started = time.monotonic() if settings.started is None else settings.started
+        self._turns: Turns | None = None
         self._left: dict[tuple[str, int], str] = {}
-        self._predicted_s: dict[tuple[str, ...], float] = {}
         self._num_missing = 0
 
     def set_aside(self, reasons: Sequence[tuple[Case, str]]) -> None:
@@ -138,10 +144,19 @@ class _Scheduler:
         ]
         unfit = {case for case, _ in too_big}
         groups = group_cases([case for case in able if case not in unfit])
-        has_budget = settings.budget_s is not None
-        if has_budget:
-            groups = budget_order(groups, device, settings.profile, settings.priority)
-        self._ahead = plan_visits(groups, settings.num_processes, seed=seed, keep_first=has_budget)
+        self._turns = (
+            Listed(groups, self._ledger, self._forecast, num_processes=settings.num_processes, seed=seed)
+            if settings.budget_s is None
+            else Agenda(
+                groups,
+                self._ledger,
+                self._forecast,
+                num_processes=settings.num_processes,
+                seed=seed,
+                priority=settings.priority,
+                reserve_s=settings.reserve_s,
+            )
+        )
         self._progress.start(
             num_measurements=num_done + self._num_missing,
             num_done=num_done,
@@ -150,28 +165,16 @@ class _Scheduler:
         )
         for case, why in too_big:
             self._tell(self._recorder.record(case, 0, Status.SKIPPED_OOM, why))
-        while self._ahead and not self._should_stop():
-            visit = self._ahead.pop(0)
-            pending = self._pending(visit)
-            predicted_s, budget_s = self._group_s(pending), self._budget_left_s()
-            if predicted_s > budget_s:
-                why = f"predicted to take {format_seconds(predicted_s)}, {format_seconds(budget_s)} of the budget left"
-                self._left |= {(case_hash, visit.process_index): why for case_hash in pending}
-            elif pending:
-                self._run_group(list(pending.values()), visit.process_index)
+        while not self.signals.name and (visit := self._turns.next(self._budget_left_s())):
+            self._run_group(list(visit.cases.values()), visit.process_index)
 
     def why_left(self, case: Case, process_index: int) -> str:
         """Say why a case was not reached in a process."""
-        by_whom = f"stopped by {self.signals.name}" if self.signals.name else "the budget was spent"
-        return self._left.get((case.case_hash, process_index), f"{by_whom} before its turn")
-
-    def _pending(self, visit: Visit) -> dict[str, Case]:
-        """The cases of a visit that are yet to be measured in its process, by case hash."""
-        return {
-            case_hash: case
-            for case_hash, case in visit.cases.items()
-            if visit.process_index in self._ledger.missing(case_hash)
-        }
+        if self.signals.name:
+            reason = f"stopped by {self.signals.name} before its turn"
+        else:
+            reason = f"left out by the budget of {format_seconds(self._settings.budget_s)}"
+        return self._left.get((case.case_hash, process_index), reason)
 
     def _run_group(self, group: list[Case], process_index: int) -> None:
         """Run one group; a worker that died is replaced once, without the case that it died in."""
@@ -230,7 +233,9 @@ class _Scheduler:
             if place is None:
                 raise ValueError(f"a result of {event.result.case_id}, which is not (or no longer) in the job")
             case = pending.pop(place)
-            self._tell(self._recorder.take_over(case, process_index, event.result), pending)
+            result = self._recorder.take_over(case, process_index, event.result)
+            self._pace.observe_calls([result], settings.device)
+            self._tell(result, pending)
             if pending:
                 self._progress.begin(pending[0], left_s=self._left_s(pending))
 
@@ -249,24 +254,19 @@ class _Scheduler:
         self._progress.finish(result, left_s=self._left_s(pending), num_dropped=num_dropped)
 
     def _should_stop(self) -> bool:
-        return self.signals.name is not None or self._budget_left_s() <= 0
+        """Whether a running worker is to be stopped: by a signal, or by the end of the budget and some overtime."""
+        late_s = self._settings.reserve_s + OVERTIME * (self._settings.budget_s or 0.0)
+        return self.signals.name is not None or self._budget_left_s() <= -late_s
 
     def _budget_left_s(self) -> float:
         if self._settings.budget_s is None:
             return float("inf")
-        return self._started + self._settings.budget_s - time.monotonic()
+        return self._started + self._settings.budget_s - self._settings.reserve_s - time.monotonic()
 
     def _left_s(self, pending: Sequence[Case] = ()) -> float:
-        running = {case.case_hash: case for case in pending}
-        return sum(map(self._group_s, (running, *map(self._pending, self._ahead))))
-
-    def _group_s(self, group: Mapping[str, Case]) -> float:
-        if not group:
-            return 0.0
-        key, cases = tuple(group), list(group.values())
-        if key not in self._predicted_s:
-            self._predicted_s[key] = group_seconds(cases, self._settings.device, self._settings.profile)
-        return self._pace.scaled(cases[0].base_engine, self._predicted_s[key])
+        running_s = self._forecast.seconds({case.case_hash: case for case in pending})
+        ahead_s = self._turns.seconds() if self._turns else 0.0
+        return max(min(running_s + ahead_s, self._budget_left_s()), 0.0)
 
 
 def _exit_code(counts: Counter[Status], *, interrupted: bool) -> int:

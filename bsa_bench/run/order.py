@@ -1,14 +1,17 @@
-"""Which cases run, in which order, and what they are predicted to need."""
+"""Which cases a run would measure, in which order, and what they are predicted to need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bsa_bench.result import Case
-from bsa_bench.run.estimate import DeviceModel, Estimate, group_seconds, group_start_s, predict
+from bsa_bench.result import Case, Result, Status
+from bsa_bench.run.agenda import Agenda, Forecast, Listed
+from bsa_bench.run.estimate import DeviceModel, Estimate, predict
 from bsa_bench.run.job import Profile
-from bsa_bench.units import format_bytes
+from bsa_bench.run.pace import Pace
+from bsa_bench.run.rounds import Ledger
+from bsa_bench.units import format_bytes, format_seconds
 
 
 @dataclass(frozen=True)
@@ -17,9 +20,9 @@ class PlannedCase:
 
     Args:
         estimate: the prediction for the case by itself.
-        seconds: of all processes, with what its group shares (start, compilation, verification) charged to the group's
-            first case, so that the rows add up; 0 where the case will not run.
-        reason: why the case will not run here, with the remedy; null where it will.
+        seconds: of all processes that would be started, with what a worker's cases share (start, compilation,
+            verification) charged to the first of them, so that the rows add up; 0 where the case will not run.
+        reason: why the case will not run, with the remedy; null where it will.
         fits: whether the predicted memory is there.
     """
 
@@ -42,10 +45,16 @@ def plan_run(
     profile: Profile = "quick",
     num_processes: int = 1,
     unavailable: Callable[[Case], str | None] = lambda _: None,
-    informative_first: bool = False,
+    done: Mapping[tuple[str, int], Status] | None = None,
+    known: Sequence[Result] = (),
+    budget_s: float | None = None,
+    left_s: float = float("inf"),
+    seed: int = 0,
     priority: Sequence[str] = (),
 ) -> list[PlannedCase]:
-    """List the cases with predictions, in the order of a run of one process; nothing is run.
+    """List the cases with predictions; nothing is run.
+
+    Under a budget first what fits, in its order, and then the rest; else the cases as they are asked for.
 
     Args:
         cases: what is asked for; of two that measure the same, the first counts.
@@ -53,23 +62,44 @@ def plan_run(
         profile: how long each case is measured.
         num_processes: in how many processes.
         unavailable: the reason why an implementation cannot run a case here, or None.
-        informative_first: the order that `--budget` uses, see `budget_order`.
-        priority: see there.
+        done: final statuses of a run to resume, by case hash and process index.
+        known: its results, whose latencies correct the predictions.
+        budget_s: of the whole command; null for none.
+        left_s: what of the budget is left for the cases.
+        seed, priority: see `Agenda`.
     """
-    groups = group_cases(cases)
-    if informative_first:
-        groups = budget_order(groups, device, profile, priority)
-    rows: list[PlannedCase] = []
-    for group in groups:
-        reasons = [unavailable(case) or memory_reason(case, device) for case in group]
-        running = [case for case, reason in zip(group, reasons, strict=True) if reason is None]
-        shared_s = group_start_s(running, device, profile) if running else 0.0
-        for case, reason in zip(group, reasons, strict=True):
-            estimate = predict(case, device, profile)
-            once_s = 0.0 if reason else estimate.seconds + (shared_s if case is running[0] else 0.0)
-            fits = memory_reason(case, device) is None
-            rows.append(PlannedCase(case, estimate, num_processes * once_s, fits, reason))
-    return rows
+    asked = [case for group in group_cases(cases) for case in group]
+    ledger = Ledger(asked, num_processes, done or {})
+    reasons = {case.case_hash: _reason(case, ledger, device, unavailable) for case in asked}
+    groups = group_cases(_able(asked, ledger, reasons))
+    forecast = Forecast(device, profile, Pace.of(known, device))
+    turns = (
+        Listed(groups, ledger, forecast, num_processes=num_processes, seed=seed)
+        if budget_s is None
+        else Agenda(groups, ledger, forecast, num_processes=num_processes, seed=seed, priority=priority)
+    )
+    seconds: dict[str, float] = {}
+    while visit := turns.next(left_s):
+        left_s -= forecast.seconds(visit.cases)
+        shared_s = forecast.seconds(visit.cases) - sum(
+            predict(c, device, profile).seconds for c in visit.cases.values()
+        )
+        for place, (case_hash, case) in enumerate(visit.cases.items()):
+            own_s = predict(case, device, profile).seconds + (0.0 if place else shared_s)
+            seconds[case_hash] = seconds.get(case_hash, 0.0) + own_s
+            ledger.note(case_hash, visit.process_index, Status.OK)
+    no_room = f"it does not fit in the budget of {format_seconds(budget_s)}" if budget_s else None
+    places = {case_hash: place for place, case_hash in enumerate(seconds)} if budget_s else {}
+    return [
+        PlannedCase(
+            case,
+            predict(case, device, profile),
+            seconds.get(case.case_hash, 0.0),
+            memory_reason(case, device) is None,
+            None if case.case_hash in seconds else reasons[case.case_hash] or no_room,
+        )
+        for case in sorted(asked, key=lambda case: places.get(case.case_hash, len(places)))
+    ]
 
 
 def memory_reason(case: Case, device: DeviceModel) -> str | None:
@@ -91,40 +121,34 @@ def group_cases(cases: Sequence[Case]) -> list[list[Case]]:
     return [list(group.values()) for group in groups.values()]
 
 
-def budget_order(
-    groups: Sequence[list[Case]], device: DeviceModel, profile: Profile, priority: Sequence[str]
-) -> list[list[Case]]:
-    """Order groups for a run that may stop early: by `priority`, implementations, or else as tells most."""
-    if not priority:
-        return most_informative_first(groups, device, profile)
-    return sorted(groups, key=lambda group: priority.index(group[0].implementation))
+def smallest_budget_s(
+    cases: Sequence[Case],
+    *,
+    device: DeviceModel,
+    profile: Profile,
+    num_processes: int,
+    unavailable: Callable[[Case], str | None],
+    done: Mapping[tuple[str, int], Status],
+    known: Sequence[Result],
+    priority: Sequence[str],
+) -> float:
+    """Predict the seconds of the least that answers something, see `Agenda.smallest_s`; arguments as of `plan_run`."""
+    asked = [case for group in group_cases(cases) for case in group]
+    ledger = Ledger(asked, num_processes, done)
+    reasons = {case.case_hash: _reason(case, ledger, device, unavailable) for case in asked}
+    forecast = Forecast(device, profile, Pace.of(known, device))
+    agenda = Agenda(
+        group_cases(_able(asked, ledger, reasons)), ledger, forecast, num_processes=num_processes, priority=priority
+    )
+    return agenda.smallest_s()
 
 
-def most_informative_first(
-    groups: Sequence[list[Case]], device: DeviceModel, profile: Profile = "quick"
-) -> list[list[Case]]:
-    """Order groups so that a run that stops early has said as much as it could.
+def _able(asked: Sequence[Case], ledger: Ledger, reasons: Mapping[str, str | None]) -> list[Case]:
+    """What can run here, what is done included: an agenda pairs the rest with it."""
+    return [c for c in asked if reasons[c.case_hash] is None or ledger.status(c.case_hash) is Status.OK]
 
-    What a run is for is a ratio: a sparse method over the fastest dense row of the same workload, a causal one over a
-    causal one. So within a workload come first the dense group and the sparse group that are predicted fastest (the
-    pair), then the others, cheap ones first. Over all workloads the pairs come first, from the cheapest workload to the
-    dearest, so that the pairs spread over all lengths before a second opinion on any of them; then the third group of
-    each workload, and so on.
-    """
-    by_workload: dict[tuple[str, bool], list[tuple[float, list[Case]]]] = {}
-    for group in groups:
-        key = (group[0].workload.digest, group[0].claims.causal)
-        by_workload.setdefault(key, []).append((group_seconds(group, device, profile), group))
-    ranked: list[tuple[int, float, int, list[Case]]] = []
-    for costed in by_workload.values():
-        costed.sort(key=lambda pair: pair[0])
-        dense = [pair for pair in costed if pair[1][0].claims.is_dense][:1]
-        sparse = [pair for pair in costed if not pair[1][0].claims.is_dense][:1]
-        head = dense + sparse
-        rest = [pair for pair in costed if pair not in head]
-        workload_s = sum(seconds for seconds, _ in head)
-        for place, (_, group) in enumerate(head + rest):
-            tier = max(0, place - len(head) + 1)
-            ranked.append((tier, workload_s, place, group))
-    ranked.sort(key=lambda entry: entry[:3])
-    return [group for *_, group in ranked]
+
+def _reason(case: Case, ledger: Ledger, device: DeviceModel, unavailable: Callable[[Case], str | None]) -> str | None:
+    if not ledger.missing(case.case_hash):
+        return f"it is done: {ledger.status(case.case_hash)}"
+    return unavailable(case) or memory_reason(case, device)

@@ -1,18 +1,15 @@
-"""Show how a run goes: a live line on a terminal, one plain line a case elsewhere."""
+"""Show how a run goes: one plain line for each case; `live` adds a live view on a terminal."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Protocol, Self
+from typing import IO, Protocol, Self
 
 from bsa_bench.result import Case, Result
 from bsa_bench.stats import summarise
-from bsa_bench.units import format_seconds
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import TaskID
+from bsa_bench.units import format_ratio, format_seconds
 
 
 class Progress(Protocol):
@@ -44,13 +41,18 @@ class Progress(Protocol):
 
 
 class PlainProgress:
-    """One line a case: `[ 3/40] bsa@gather/16x32x32/2x64-float32/smooth/d0.1-k0.5 forward: OK 52.1 ms`.
+    """One line a case: `[ 3/40] bsa@gather, forward, 16,384 tokens: OK 52.1 ms, 17.3x over full@sdpa-flash`.
 
-    Of several processes one line each, with `, process 2 of 5` behind the pass.
+    Of several processes one line each, with `, process 2 of 5` behind the length.
+
+    Args:
+        name: what reports call a case.
     """
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], name: Callable[[Case], str] = lambda case: case.implementation) -> None:
         self._stream = stream
+        self._name = name
+        self._dense: dict[tuple[str, bool, str, int], tuple[float, str]] = {}
         self._num_measurements = 0
         self._num_done = 0
         self._num_processes = 1
@@ -74,8 +76,8 @@ class PlainProgress:
         self._num_done += 1
         self._num_measurements -= num_dropped
         width = len(str(self._num_measurements))
-        which = describe(result, self._num_processes)
-        self._print(f"[{self._num_done:{width}}/{self._num_measurements}] {which}")
+        which = describe(result, self._num_processes, name=self._name)
+        self._print(f"[{self._num_done:{width}}/{self._num_measurements}] {which}{self._over_dense(result)}")
 
     def note(self, text: str) -> None:
         """Print it on a line of its own."""
@@ -92,88 +94,51 @@ class PlainProgress:
     ) -> None:
         self.stop()
 
+    def _over_dense(self, result: Result) -> str:
+        """`, 17.3x over full@sdpa-flash`: over the fastest dense case of the same process so far, if there is one."""
+        case = result.case
+        if result.timing is None:
+            return ""
+        key = (case.workload.digest, case.claims.causal, case.passes, result.process_index)
+        own_s = summarise(result.timing.samples).median
+        if case.claims.is_dense:
+            self._dense[key] = min(self._dense.get(key, (own_s, self._name(case))), (own_s, self._name(case)))
+            return ""
+        dense_s, dense = self._dense.get(key, (None, ""))
+        return f", {format_ratio(dense_s / own_s)} over {dense}" if dense_s and own_s else ""
+
     def _print(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
 
-class RichProgress(PlainProgress):
-    """The plain lines, and below them a live one: the current case, what it does, n of m, elapsed, time left."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(console.file)
-        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bar
-
-        self._console = console
-        self._bar = Bar(
-            SpinnerColumn(),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=16),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]} left", markup=False),
-            TextColumn("{task.description}  {task.fields[doing]}", markup=False),
-            console=console,
-            transient=True,
-            refresh_per_second=2,  # the screen takes time from what is measured
-        )
-        self._task: TaskID = self._bar.add_task("starting", doing="", left="-")
-
-    def start(self, *, num_measurements: int, num_done: int, num_processes: int, left_s: float) -> None:
-        """Open the live line."""
-        super().start(num_measurements=num_measurements, num_done=num_done, num_processes=num_processes, left_s=left_s)
-        self._bar.update(self._task, total=num_measurements, completed=num_done, left=format_seconds(left_s))
-        self._bar.start()
-
-    def begin(self, case: Case, *, left_s: float) -> None:
-        """Show the case."""
-        self._bar.update(
-            self._task, description=f"{_name(case)} {case.passes}", doing="starting", left=format_seconds(left_s)
-        )
-
-    def doing(self, text: str) -> None:
-        """Show what it does."""
-        self._bar.update(self._task, doing=text)
-
-    def finish(self, result: Result, *, left_s: float, num_dropped: int = 0) -> None:
-        """Print the case's line above the live one."""
-        super().finish(result, left_s=left_s, num_dropped=num_dropped)
-        self._bar.update(
-            self._task,
-            total=self._num_measurements,
-            completed=self._num_done,
-            doing="",
-            left=format_seconds(left_s),
-        )
-
-    def stop(self) -> None:
-        """Take the live line away."""
-        self._bar.stop()
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def make_progress(*, plain: bool = False, stream: IO[str] | None = None) -> Progress:
+def make_progress(
+    *, plain: bool = False, stream: IO[str] | None = None, name: Callable[[Case], str] | None = None
+) -> Progress:
     """Choose what fits the stream (stderr by default): live on a terminal, plain lines elsewhere or if asked for."""
     stream = stream or sys.stderr
+    name = name or (lambda case: case.implementation)
     if plain or not stream.isatty():
-        return PlainProgress(stream)
+        return PlainProgress(stream, name)
     from rich.console import Console
 
-    return RichProgress(Console(file=stream))
+    from bsa_bench.run.live import LiveProgress
+
+    return LiveProgress(Console(file=stream), name)
 
 
-def describe(result: Result, num_processes: int = 1) -> str:
-    """`bsa@gather/... forward: OK 52.1 ms`, or the status and why; with the process where there are several."""
-    case = result.case
+def describe(
+    result: Result, num_processes: int = 1, *, name: Callable[[Case], str] = lambda case: case.implementation
+) -> str:
+    """`bsa@gather, forward, 4,096 tokens: OK 52.1 ms`, or the status and why; with the process of several."""
     detail = ""
     if result.timing:
         detail = f" {format_seconds(summarise(result.timing.samples).median)}"
     elif result.reason:
         detail = f" ({result.reason.splitlines()[0]})"
     process = f", process {result.process_index + 1} of {num_processes}" * (num_processes > 1)
-    return f"{_name(case)} {case.passes}{process}: {result.status.value}{detail}"
+    return f"{describe_case(result.case, name)}{process}: {result.status.value}{detail}"
 
 
-def _name(case: Case) -> str:
-    return case.case_id.rpartition("/")[0]
+def describe_case(case: Case, name: Callable[[Case], str]) -> str:
+    """`bsa@gather, forward, 4,096 tokens`."""
+    return f"{name(case)}, {case.passes}, {case.workload.num_tokens:,} tokens"

@@ -22,24 +22,22 @@ class Visit:
     cases: dict[str, Case]
 
 
-def plan_visits(
-    groups: Sequence[Sequence[Case]], num_processes: int, *, seed: int, keep_first: bool = False
-) -> list[Visit]:
+def plan_visits(groups: Sequence[Sequence[Case]], num_processes: int, *, seed: int) -> list[Visit]:
     """List the visits of all rounds, round after round, so that a run that stops early has complete first rounds.
 
     The order within a round is random for several processes, and as given for one. It is drawn for each group by
-    itself: leaving some groups out, as after a resume, does not change the order of the others.
+    itself: leaving some groups out, as after a resume, does not change the order of the others. A budget has an order
+    of its own, see `bsa_bench.run.agenda`.
 
     Args:
         groups: the cases that share a worker process.
         num_processes: the number of rounds.
         seed: of the order.
-        keep_first: leave round 0 in the order given, even of several.
     """
     visits = []
     for index in range(num_processes):
         ordered = list(groups)
-        if num_processes > 1 and not (keep_first and index == 0):
+        if num_processes > 1:
             places = [short_digest([seed, index, group[0].group]) for group in groups]
             ordered = [groups[i] for i in sorted(range(len(groups)), key=places.__getitem__)]
         visits += [Visit(index, {case.case_hash: case for case in group}) for group in ordered]
@@ -70,6 +68,10 @@ class Ledger:
     def missing(self, case_hash: str) -> list[int]:
         """The processes of a case that are yet to be measured."""
         return missing_processes(self._known[case_hash], self._num_processes)
+
+    def at(self, case_hash: str, process_index: int) -> Status | None:
+        """The final status of a case in a process; null where it is not known."""
+        return self._known[case_hash].get(process_index)
 
     def status(self, case_hash: str) -> Status | None:
         """The status of a case by the processes that are known; null where none is."""

@@ -27,8 +27,10 @@ class RunSettings:
         timing: the timer and the cache states; null: the device's usual ones.
         ceilings: measured before the run, stored in its line.
         case_limit_s: the time limit of a case; that of the first one in a worker includes the worker's start.
-        budget_s: the time for the whole run; given, the most informative groups come first.
-        priority: implementations; given too, their groups come in this order instead.
+        budget_s: the time for the whole command; given, pairs of dense and sparse come first, see `Agenda`.
+        started: when the command began, by `time.monotonic()`; null: when the run does.
+        reserve_s: what of the budget is kept for what follows the run: its report.
+        priority: implementations; given with a budget, their groups come in this order instead.
         allow_other_environment: resume although the run was measured elsewhere or otherwise.
         worker_command: starts a worker; an argument so that the scheduler is tested without torch.
     """
@@ -45,6 +47,8 @@ class RunSettings:
     ceilings: tuple[Ceiling, ...] = ()
     case_limit_s: float = 600.0
     budget_s: float | None = None
+    started: float | None = None
+    reserve_s: float = 0.0
     priority: tuple[str, ...] = ()
     allow_other_environment: bool = False
     worker_command: tuple[str, ...] = WORKER_COMMAND

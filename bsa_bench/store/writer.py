@@ -151,6 +151,19 @@ class RunWriter:
         return ""
 
 
+def run_to_resume(results_root: str | Path, run_id: str) -> Run | None:
+    """Read what `RunWriter.resume` would go on with, without opening it; None for a run killed before its first line.
+
+    Raises:
+        UsageError: there is no such run.
+        StoreError: the file does not load.
+    """
+    path = _run_folder(results_root, run_id) / RESULTS_FILE
+    if not path.is_file():
+        raise UsageError(f"run {run_id!r}: nothing to resume, there is no {path}; leave --resume out")
+    return read_run(path) if path.stat().st_size else None
+
+
 def check_writable(results_root: str | Path) -> None:
     """Write, sync and remove a small file in the results folder, made if missing: a run must not find out later.
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_factory import TINY, needs_no_gpu
-from run_factory import Bench, environment
+from run_factory import DEVICE, Bench, environment
 
 import bsa_bench
 from bsa_bench.cli import commands, run_command
@@ -104,14 +105,14 @@ def scripted(monkeypatch, folder):
     """Answer the probe and do the work by a script: `scripted(actions)`, a status or an action by case."""
     there = Bench(folder)
 
-    def script(actions=None, unavailable=None):
+    def script(actions=None, unavailable=None, **more):
         cases = load_suite("./tiny.toml", device_kind="cpu").cases()
         by_name = {c: (actions or {}).get(c.implementation, "ok") for c in cases}
         settings = there.settings(cases, by_name)
 
         class Scripted(RunSettings):
             def __init__(self, **fields):
-                super().__init__(**(fields | {"worker_command": settings.worker_command}))
+                super().__init__(**(fields | {"worker_command": settings.worker_command} | more))
 
         def answer(questions, **_):
             reasons = {question_of(c): (unavailable or {}).get(c.implementation) for c in cases}
@@ -230,13 +231,43 @@ def test_resume_without_a_run_of_the_suite_says_so(bench, scripted):
 
 @pytest.mark.slow
 def test_a_budget_that_is_spent_lists_what_is_left_and_how_to_go_on(bench, scripted):
-    scripted()
-    code, out, _ = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--budget", "1", "--no-report")
+    scripted({"full@sdpa-flash": "hang"}, device=DEVICE)
+    code, out, _ = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--budget", "4", "--no-report")
     assert code == 4
     assert "the budget is spent; what was measured is stored, 3 cases are left:" in out
-    resume = "go on with: bsa-bench run --suite tiny.toml --run-id r --budget 1 --no-report --resume"
+    resume = "go on with: bsa-bench run --suite tiny.toml --run-id r --budget 4 --no-report --resume"
     assert resume in out
+    scripted()
     assert bench("run", "--suite", "tiny.toml", "--run-id", "r", "--resume", "--no-report")[0] == 0
+
+
+def test_a_budget_in_which_no_pair_fits_is_refused_with_the_smallest_useful_one_and_nothing_is_run(bench, scripted):
+    scripted()
+    code, out, err = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--budget", "2")
+    assert (code, out) == (2, "")
+    named = re.search(r"budget: got 2.00 s, expected at least about (\d+)s here: start and report take ", err)
+    assert named
+    assert "the cheapest comparison of suite tiny another" in err
+    assert not Path("results/r").exists()
+    code, _, _ = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--budget", f"{named[1]}s", "--no-report")
+    assert code == 0
+    measured = {r.case.implementation for r in read_run("results/r").results if r.status is Status.OK}
+    assert {"full@sdpa-flash", "bsa@gather"} <= measured
+
+
+def test_a_dry_run_leaves_out_what_a_run_to_resume_has_and_what_a_budget_has_no_room_for(bench, scripted):
+    scripted(unavailable={"full@sdpa-cudnn": "needs a GPU."})
+    assert bench("run", "--suite", "tiny.toml", "--run-id", "r", "--no-report")[0] == 0
+    again = ("run", "--suite", "tiny.toml", "--dry-run")
+    code, out, _ = bench(*again, "--resume")
+    assert code == 0
+    assert sum("no: it is done: OK" in line for line in out.splitlines()) == 2
+    assert out.splitlines()[-1].startswith("0 of 3 cases would run, about 0 ")
+    assert bench(*again, "--resume", "--processes", "3")[1].splitlines()[-1].startswith("2 of 3 cases would run in 3 ")
+    lines = bench(*again, "--budget", "12", "tokens=256,512")[1].splitlines()
+    assert sum("no: it does not fit in the budget of 12.0 s" in line for line in lines) == 2
+    assert lines[-1].startswith("2 of 6 cases would run, as far as they fit in 12.0 s, about ")
+    assert bench(*again, "--resume", "--run-id", "none")[0] == 2
 
 
 @pytest.mark.slow
@@ -369,8 +400,8 @@ def test_the_results_folder_comes_from_the_environment_too(bench, scripted, monk
 
 
 def test_the_report_of_a_run_that_was_interrupted_says_so_and_lists_what_is_left(bench, scripted):
-    scripted()
-    bench("run", "--suite", "tiny.toml", "--run-id", "r", "--budget", "1", "--no-report")
+    scripted({"full@sdpa-flash": "hang"}, device=DEVICE)
+    bench("run", "--suite", "tiny.toml", "--run-id", "r", "--budget", "4", "--no-report")
     assert bench("report", "r") == (0, "report: reports/r/report.md\nreport: reports/r/report.html\n", "")
     text = Path("reports/r/report.md").read_text()
     assert "**Unfinished**, cases left: 3 of 3; --resume goes on." in text

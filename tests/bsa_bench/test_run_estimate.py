@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_factory import case, environment, three_passes
 
+from bsa_bench.result import Ceiling
 from bsa_bench.run import DeviceModel, plan_run, predict
-from bsa_bench.run.estimate import Pace, available_memory_bytes, group_seconds
-from bsa_bench.run.order import budget_order, group_cases, most_informative_first
+from bsa_bench.run.estimate import available_memory_bytes, group_seconds
 
 CPU = DeviceModel.cpu(threads=2, memory_bytes=8 << 30)
 
@@ -21,6 +21,19 @@ def test_a_device_is_modelled_by_its_environment():
     details = {"memory_bytes": 141 << 30}
     gpu = here.model_copy(update={"device_kind": "cuda", "device_name": "NVIDIA H200", "device_details": details})
     assert DeviceModel.of(gpu) == DeviceModel.cuda(name="NVIDIA H200", memory_bytes=141 << 30)
+
+
+def test_a_machine_that_delivers_less_than_its_model_is_taken_at_what_it_delivers():
+    here = environment().model_copy(update={"cpu": {"threads": 2}})
+    slow = [
+        Ceiling(name="GEMM float32", value=8e9, unit="FLOP/s", detail="scripted"),
+        Ceiling(name="copy", value=1e9, unit="B/s", detail="scripted"),
+    ]
+    found = DeviceModel.of(here, probe_s=50.0, ceilings=slow)
+    assert (found.flop_per_s, found.bytes_per_s, found.start_s) == (8e9, 1e9, 30.0)
+    fast = [ceiling.model_copy(update={"value": 1e15}) for ceiling in slow]
+    assert DeviceModel.of(here, probe_s=1.0, ceilings=fast).flop_per_s == CPU.flop_per_s
+    assert DeviceModel.of(here, probe_s=1.0, ceilings=fast).start_s == CPU.start_s
 
 
 def test_dense_flop_are_exact_and_backward_costs_two_and_a_half_times_as_much():
@@ -91,47 +104,6 @@ def test_plan_rows_add_up_and_say_why_a_case_will_not_run():
     assert rows[3].reason == "install it"
     assert not rows[4].fits
     assert rows[4].reason.startswith("predicted to need ")
-
-
-def test_pairs_come_first_from_cheap_to_dear_then_second_opinions():
-    names = ("full@sdpa-math", "full@sdpa-flash", "bsa@flex", "bsa@gather")
-    cases = [case(name, tokens) for tokens in (16384, 1024, 4096) for name in names]
-    order = [g[0] for g in most_informative_first(group_cases(cases), CPU)]
-    assert [(c.workload.num_tokens, c.implementation) for c in order[:6]] == [
-        (tokens, name) for tokens in (1024, 4096, 16384) for name in ("full@sdpa-flash", "bsa@gather")
-    ]
-    assert [c.workload.num_tokens for c in order[6:9]] == [1024, 4096, 16384]
-    assert len(order) == len(cases)
-
-
-def test_a_priority_of_implementations_comes_before_what_tells_most():
-    cases = [case(name, tokens) for tokens in (16384, 1024) for name in ("full@sdpa-flash", "bsa@flex", "bsa@gather")]
-    groups = group_cases(cases)
-    assert budget_order(groups, CPU, "quick", ()) == most_informative_first(groups, CPU)
-    ordered = budget_order(groups, CPU, "quick", ("bsa@gather", "full@sdpa-flash", "bsa@flex"))
-    assert [(g[0].implementation, g[0].workload.num_tokens) for g in ordered] == [
-        (name, tokens) for name in ("bsa@gather", "full@sdpa-flash", "bsa@flex") for tokens in (16384, 1024)
-    ]
-    rows = plan_run(cases, device=CPU, informative_first=True, priority=("bsa@flex", "full@sdpa-flash", "bsa@gather"))
-    assert [row.case.implementation for row in rows[:2]] == ["bsa@flex", "bsa@flex"]
-
-
-@pytest.mark.slow
-@given(st.lists(st.tuples(st.sampled_from(["full@a", "bsa@b", "vsa@c"]), st.integers(8, 99)), max_size=12))
-def test_ordering_loses_and_repeats_nothing(picks):
-    groups = group_cases([c for name, tokens in picks for c in three_passes(name, tokens)])
-    ordered = most_informative_first(groups, CPU)
-    assert sorted(g[0].group for g in ordered) == sorted(g[0].group for g in groups)
-    assert {len(g) for g in groups} <= {3}
-
-
-def test_the_pace_learns_from_its_engine_and_else_from_all():
-    pace = Pace()
-    assert pace.scaled("a", 10) == 10
-    pace.observe("a", predicted_s=10, observed_s=20)
-    assert pace.scaled("a", 5) == pytest.approx(10)
-    pace.observe("b", predicted_s=10, observed_s=2)
-    assert pace.scaled("c", 10) == pytest.approx(11)
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def test_a_group_shares_one_worker_and_its_results_are_numbered(bench):
     assert all(r.memory.predicted_bytes > 0 for r in run.results)
     lines = bench.output.read_text().splitlines()
     assert lines[0].startswith("6 cases, about ")
-    assert lines[1] == "[1/6] full@sdpa-flash/256-4x8x8/1x32-float32/smooth forward: OK 52.0 ms"
+    assert lines[1] == "[1/6] full@sdpa-flash, forward, 256 tokens: OK 52.0 ms"
 
 
 def test_a_case_asked_for_twice_is_measured_once(bench):
@@ -218,7 +218,36 @@ def test_a_group_predicted_beyond_the_budget_is_not_started(bench):
     assert bench.begun == [cases[1].case_id]
     assert outcome.remaining == cases[:1]
     reason = next(r.reason for r in read_run(bench.results / "r").results if r.status is Status.NOT_MEASURED)
-    assert re.match(r"predicted to take .* of the budget left", reason)
+    assert reason == "left out by the budget of 10.0 s"
+
+
+@pytest.mark.slow
+def test_under_a_budget_a_pair_of_one_pass_comes_before_the_next_pass_each_case_in_a_worker_of_its_own(bench):
+    cases = [*three_passes("full@flex"), *three_passes(), *three_passes("bsa@gather")]
+    bench.run(cases, budget_s=7.0)
+    flash, gather = cases[3:6], cases[6:]
+    pairs = [half.case_id for pair in zip(flash, gather, strict=True) for half in pair]
+    assert bench.begun[: len(pairs)] == pairs[: len(bench.begun)]
+    assert len(bench.begun) >= 4
+    assert len(set(bench.pids)) == len(bench.pids)
+
+
+@pytest.mark.slow
+def test_a_budget_counts_from_the_start_of_the_command_and_keeps_time_for_the_report(bench):
+    cases = [case(tokens=256 * n) for n in range(1, 9)]
+    began = time.monotonic()
+    fields = {"started": began - 6.0, "budget_s": 10.0, "reserve_s": 1.0}
+    outcome = bench.run(cases, dict.fromkeys(cases, "slow:0.7"), **fields)
+    assert time.monotonic() - began < 4.4 + 0.5  # what was left of the budget, 4 % and a poll
+    assert 0 < len(bench.begun) < 8
+    assert outcome.remaining
+
+
+def test_a_spent_budget_starts_nothing(bench):
+    outcome = bench.run([case()], budget_s=5.0, started=time.monotonic() - 6.0)
+    assert bench.begun == []
+    assert outcome.remaining == [case()]
+    assert read_run(bench.results / "r").results[0].reason == "left out by the budget of 5.00 s"
 
 
 def test_a_result_that_cannot_be_stored_ends_the_run_and_its_worker(bench, monkeypatch):

@@ -109,7 +109,7 @@ def test_paper_has_the_two_lengths_and_claims_beside_forward_backward_only():
 def test_kernel_first_puts_a_budget_on_dense_attention_then_our_kernels_then_their_forms():
     suite = load_suite("kernel-first", device_kind="cuda")
     device = DeviceModel.cuda(name="NVIDIA H200", memory_bytes=141 * 10**9)
-    rows = plan_run(suite.cases(), device=device, informative_first=True, priority=suite.priority)
+    rows = plan_run(suite.cases(), device=device, budget_s=1e6, left_s=1e6, priority=suite.priority)
     names = list(dict.fromkeys(row.case.implementation for row in rows))
     assert names[:3] == ["full@sdpa-cudnn", "full@sdpa-flash", "bsa@triton"]
     assert names == list(suite.implementations)

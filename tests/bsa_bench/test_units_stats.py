@@ -47,7 +47,10 @@ def test_what_is_no_duration_above_zero_is_refused_with_examples(text):
         (1.93, "1.93 s"),
         (119.4, "119 s"),
         (200.0, "3 min 20 s"),
-        (3600.4, "60 min 0 s"),
+        (3599.4, "59 min 59 s"),
+        (3600.4, "1 h 0 min"),
+        (3870.0, "1 h 4 min"),
+        (97_200.0, "27 h 0 min"),
     ],
 )
 def test_seconds_are_shown_with_three_digits_and_the_unit_that_fits(seconds, text):

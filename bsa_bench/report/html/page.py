@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from bsa_bench import __version__
 from bsa_bench.report import style
+from bsa_bench.report.answer import answer
 from bsa_bench.report.findings import NOT_RUN, UNAVAILABLE, failures, findings, groups, unavailable
 from bsa_bench.report.html.behind import behind
 from bsa_bench.report.html.bundles import DATATABLES, DATATABLES_STYLE, PLOTLY, packed_bundle, packed_json
@@ -147,7 +148,7 @@ def _told(source: _Source, *, alone: bool) -> dict[str, Any]:
         "date": line.utc[:10],
         "version": run.environment.packages.get("bsa-bench"),
         "path": shown_path(run.path),
-        "summary": prose([summary(run, source.rows)]),
+        "summary": prose([answer(run, source.rows, source.labels), "", summary(run, source.rows)]),
         "findings": prose(findings(run, source.rows, source.labels, leave_out=(NOT_RUN, UNAVAILABLE))),
     }
 
