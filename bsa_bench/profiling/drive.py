@@ -35,6 +35,7 @@ from bsa_bench.profiling.tables import (
 )
 from bsa_bench.profiling.tools import PROTON, PYTHON_WORKER, TOOLS, Tool, missing, missing_proton
 from bsa_bench.profiling.trace import allocations_of, read_events, times_of
+from bsa_bench.report.labels import workload_label
 from bsa_bench.result import Case, Ceiling, Environment, Status
 from bsa_bench.run.estimate import DeviceModel
 from bsa_bench.run.job import ProgressEvent, ResultEvent
@@ -233,7 +234,8 @@ def _document(
     memory.unlink()
     write_operators(times.operators, folder)
     write_memory(allocations, folder)
-    draw_memory(allocations, spans, folder, title=case.case_id)
+    named = " ".join(filter(None, (case.implementation, case.label)))
+    draw_memory(allocations, spans, folder, title=f"{named}, {case.passes}: {workload_label(case)}")
     gemm = doc.gemm_ceiling(settings.ceilings, case)
     copy_rate = next((each for each in settings.ceilings if each.unit == "B/s"), None)
     peak_bytes, peak_phase = doc.peak_of(allocations)
