@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bsa_bench.result import Case, PassName
     from bsa_kernels.operator import Operator, Stage
 
-_ATTEND, _SELECT = "attend", "select"
+_ATTEND, _SELECT, _PLAN = "attend", "select", "plan"
 _MOVES = frozenset({"permute", "fill", "restore", "fill_lse", "split", "join"})
 """Stages that only move rows, so that their backward moves the same bytes back."""
 
@@ -81,12 +81,14 @@ def _flop_by_phase(
 
 
 def _phase_bytes(stage: Stage, phase: str, state: Mapping[str, Any]) -> int | None:
+    base = stage.name.partition("[")[0]
+    if base == _PLAN:
+        return None  # it takes q for its shape alone, and what else it reads is no tensor
     reads = _bytes_in(state[name] for name in stage.inputs)
     constants = _bytes_in(state[name] for name in stage.constants)
     makes = _bytes_in(state[name] for name in stage.outputs)
     if not phase.endswith("_backward"):
         return reads + constants + makes
-    base = stage.name.partition("[")[0]
     if base in _MOVES:
         return reads + constants + makes
     # Reads what the forward read and made and the gradient of that; makes the gradients of what it read.

@@ -121,7 +121,9 @@ def _rates(made: ProfileDocument) -> Section:
     if made.gemm is None:
         sentences.append(f"No GEMM ceiling is measured for {made.case.workload.dtype} on this device.")
     if any((_part(p.floor_s, p.unprofiled_s) or 0) > 1 for p in made.phases):
-        sentences.append("Above 100%: tensors of this size stay in a cache, the copy of the ceiling does not.")
+        sentences.append(
+            "A share above 100% means that tensors of this size stay in a cache, which the copy of the ceiling does not."
+        )
     return Section(
         "Work against the ceilings",
         sentences,

@@ -52,6 +52,7 @@ def draw_memory(allocations: Sequence[Allocation], phases: Sequence[Span], folde
         for index, phase in enumerate(phases):
             if index % 2:
                 axes.axvspan(phase.start * time_factor, phase.end * time_factor, color="#F1F1F1", zorder=0)
+            axes.axvline(phase.start * time_factor, color=style.GREY, linewidth=0.6, zorder=1)
             words = phase.name.split("_")
             if (phase.end - phase.start) / end_s >= _LETTER * max(map(len, words)):  # there is room for its name
                 middle = (phase.start + phase.end) / 2 * time_factor

@@ -178,6 +178,15 @@ def test_times_of_the_interpreter_are_not_profiled(bench, folder, answered):
     assert not list((folder / "results/profiles").iterdir())
 
 
+@pytest.mark.slow
+def test_the_command_loads_neither_torch_nor_what_plots():
+    heavy = "{'torch', 'triton', 'matplotlib', 'pandas'}"
+    code = f"import sys, bsa_bench.cli.profile_command; sys.exit(' '.join({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                          check=False, capture_output=True, text=True)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_wrong_case_id_is_refused_with_the_likely_one(bench, folder):
     code, _, err = bench(*RUN, "bsa@gater")
     assert code == 2

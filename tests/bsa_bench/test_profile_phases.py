@@ -97,6 +97,7 @@ def test_the_flop_of_a_sparse_method_are_where_it_attends_and_selects_and_moves_
     assert found["attend_backward"].flop > found["attend"].flop
     assert found["select"].flop > 0
     assert found["permute"].flop is None
+    assert found["plan"] == PhaseWork()  # it takes q for its shape alone
     tensor_bytes = state["q"].nbytes
     assert found["permute"].bytes == found["permute_backward"].bytes == 6 * tensor_bytes
     assert tensor_bytes < found["fill"].bytes < 2 * tensor_bytes + 4096  # kept rows, all rows, lists
