@@ -121,9 +121,7 @@ def _rates(made: ProfileDocument) -> Section:
     if made.gemm is None:
         sentences.append(f"No GEMM ceiling is measured for {made.case.workload.dtype} on this device.")
     if any((_part(p.floor_s, p.unprofiled_s) or 0) > 1 for p in made.phases):
-        sentences.append(
-            "A share above 100% means that tensors of this size stay in a cache, which the copy of the ceiling does not."
-        )
+        sentences.append("Above 100%: tensors of this size stay in a cache, those of the ceiling do not.")
     return Section(
         "Work against the ceilings",
         sentences,

@@ -131,7 +131,8 @@ def answered(monkeypatch):
     reasons = {}
 
     def probe(questions, **_):
-        return Probe(environment(), {q: reasons.get(q[0]) for q in questions["cpu"]}, ceilings=CEILINGS)
+        here = environment().model_copy(update={"cpu": {"threads": 1}})
+        return Probe(here, {q: reasons.get(q[0]) for q in questions["cpu"]}, ceilings=CEILINGS)
 
     monkeypatch.setattr(profile_command, "probe", probe)
     return reasons
@@ -181,7 +182,7 @@ def test_times_of_the_interpreter_are_not_profiled(bench, folder, answered):
 @pytest.mark.slow
 def test_the_command_loads_neither_torch_nor_what_plots():
     heavy = "{'torch', 'triton', 'matplotlib', 'pandas'}"
-    code = f"import sys, bsa_bench.cli.profile_command; sys.exit(' '.join({heavy} & set(sys.modules)))"
+    code = f"import sys, bsa_bench.cli.profile_command; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
                           check=False, capture_output=True, text=True)  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
