@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from bsa_bench.cli.gate_app import add_gate_verbs
+from bsa_bench.cli.profile_app import add_profile_verb
 from bsa_bench.cli.static_app import static_app
 from bsa_bench.errors import EXIT_CODES
 from bsa_bench.exports import FORMATS, FormatName
@@ -348,3 +349,4 @@ def import_(
 
 
 add_gate_verbs(app)
+add_profile_verb(app)

@@ -208,7 +208,7 @@ def gate(flags: GateFlags) -> None:
     """Fail if these sources are slower, wrong, or compile to worse code than the base; most of it needs no GPU."""
     from bsa_bench.cli.gate_command import run_gate_command
 
-    _end(lambda: run_gate_command(flags))
+    end_with(lambda: run_gate_command(flags))
 
 
 @with_flags(CompareFlags)
@@ -220,7 +220,7 @@ def compare(
     """Compare two runs, two implementations of a run, or two revisions measured now, side by side."""
     from bsa_bench.cli.compare_command import run_compare_command
 
-    _end(lambda: run_compare_command(base, head, flags))
+    end_with(lambda: run_compare_command(base, head, flags))
 
 
 @with_flags(NoiseFlags)
@@ -228,7 +228,7 @@ def noise(flags: NoiseFlags) -> None:
     """Measure these sources against themselves: what noise this machine makes, and what a gate on it can find."""
     from bsa_bench.cli.noise_command import run_noise_command
 
-    _end(lambda: run_noise_command(flags))
+    end_with(lambda: run_noise_command(flags))
 
 
 @with_flags(BisectFlags)
@@ -239,7 +239,7 @@ def bisect(
     """Find the first revision since which a case is slower, by `git bisect run`."""
     from bsa_bench.cli.bisect_command import run_bisect_command
 
-    _end(lambda: run_bisect_command(case, flags))
+    end_with(lambda: run_bisect_command(case, flags))
 
 
 def bisect_step(
@@ -248,10 +248,10 @@ def bisect_step(
     """Judge the revision that is checked out here; `git bisect run` calls it."""
     from bsa_bench.cli.bisect_command import run_bisect_step
 
-    _end(lambda: run_bisect_step(state))
+    end_with(lambda: run_bisect_step(state))
 
 
-def _end(command: Callable[[], int]) -> NoReturn:
+def end_with(command: Callable[[], int]) -> NoReturn:
     """End with the exit code of a command; SIGTERM ends it as Ctrl-C does, so that no process or folder is left."""
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None

@@ -40,4 +40,4 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 
 def _is_milestone(text: str) -> bool:
-    return text.startswith(("tier", "screen", "confirm", "pair", "verifying", "environment"))
+    return text.startswith(("tier", "screen", "confirm", "pair", "verifying", "environment", "profile"))
