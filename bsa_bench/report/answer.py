@@ -17,7 +17,7 @@ PASSES = ("forward+backward", "forward", "backward")
 
 
 def answer(run: Run, rows: Sequence[Row], labels: Labels) -> str:
-    """The paragraph as Markdown; of the pass that says most of training, over the lengths of the shape with most of them.
+    """The paragraph as Markdown: of the pass that says most of training, by the lengths of the shape that has most.
 
     Args:
         run: what was measured.
@@ -42,7 +42,7 @@ def answer(run: Run, rows: Sequence[Row], labels: Labels) -> str:
 
 
 def _ladder(rows: Sequence[Row]) -> tuple[str, dict[int, list[Row]]] | None:
-    """The groups with a speed-up by length, of one pass and shape; None where there is no sparse row with a speed-up."""
+    """The groups with a speed-up by length, of one pass and shape; None where no sparse row has a speed-up."""
     found: dict[tuple[str, str], dict[int, list[Row]]] = {}
     for (_, passes), group in groups(rows).items():
         if any(not row.is_dense and row.speedup for row in group):
