@@ -75,12 +75,12 @@ def write_report(
     labels = Labels(row.result.case for row in rows)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        plots = draw_plots(rows, labels, folder, collection.figures)
+        plots = draw_plots(rows, labels, folder, collection.figures, [run])
         markdown = folder / "report.md"
         markdown.write_text("\n".join(_markdown(run, rows, labels, plots, collection)) + "\n", encoding="utf-8")
     except OSError as error:
         raise StoreError(f"{folder}: the report cannot be written: {error.strerror or error}") from error
-    return ReportFiles(folder, markdown, tuple(path for plot in plots for path in (plot.png, plot.svg)))
+    return ReportFiles(folder, markdown, tuple(path for plot in plots for path in plot.files))
 
 
 def _markdown(

@@ -1,0 +1,133 @@
+"""The samples as they came: in order, process by process, with the clock and with what disturbed them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bsa_bench.report import axes as axis
+from bsa_bench.report import style
+from bsa_bench.report.kit import Kit, Plot
+from bsa_bench.result import Result, Timing
+from bsa_bench.store.derive import DISTURBED_SHARE, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_PANELS = {"screen": 12, "paper": 4}
+
+
+def samples(rows: Sequence[Row], kit: Kit) -> Plot | None:
+    """Draw a panel for each row; where there are too many, those of the longest workloads."""
+    timed = sorted((row for row in rows if row.timings), key=lambda row: row.num_tokens, reverse=True)
+    shown = timed[: MAX_PANELS[kit.page.style]]
+    if not shown:
+        return None
+    title = f"Samples in order, {kit.passes}"
+    left_out = f" ({len(shown)} of {len(timed)} rows; --case shows others)" if len(shown) < len(timed) else ""
+    figure, all_axes = kit.page.figure(len(shown), title=title + left_out, height=2.6)
+    for axes, row in zip(all_axes, shown, strict=True):
+        kit.page.panel_title(axes, f"{kit.label(row)}, {row.num_tokens:,} tokens", width=60)
+        _draw_row(axes, row, kit)
+    all_axes[-1].set_xlabel(kit.page.words("Sample, in order"))
+    kit.legend(figure, all_axes, shown, more=_clock_entries(shown, kit))
+    return kit.save(figure, "samples", title)
+
+
+def _draw_row(axes: Axes, row: Row, kit: Kit) -> None:
+    """Draw the samples of each process behind those of the one before, its median, and what disturbed it."""
+    look = kit.looks[kit.merged_label(row)]
+    measured = [(each, each.timing) for each in row.processes if each.timing]
+    factor, unit = axis.time_unit(max(max(timing.samples) for _, timing in measured))
+    starts = [0]
+    marker = {"marker": "o", "markersize": 3, "linestyle": "none", "color": look.colour, "zorder": 3}
+    if row.is_unverified:
+        marker["markerfacecolor"] = kit.page.background
+    for result, timing in measured:
+        start, end = starts[-1], starts[-1] + len(timing.samples)
+        own = [sample * factor for sample in timing.samples]
+        axes.plot(range(start + 1, end + 1), own, **marker)
+        middle = sorted(own)[len(own) // 2] if len(own) % 2 else sum(sorted(own)[len(own) // 2 - 1 :][:2]) / 2
+        axes.plot([start + 0.5, end + 0.5], [middle] * 2, color=kit.page.ink, linewidth=1.2, zorder=4)
+        _mark_disturbance(axes, result, timing, (start + 0.5, end + 0.5), kit)
+        starts.append(end)
+    for place in starts[1:-1]:
+        axes.axvline(place + 0.5, color=kit.page.grey, linewidth=0.7, zorder=1)
+    if len(measured) > 1:
+        for (result, _), start, end in zip(measured, starts, starts[1:], strict=False):
+            where = axes.get_xaxis_transform()
+            name = str(result.process_index + 1)
+            axes.text(
+                (start + end + 1) / 2, 0.98, name, transform=where, ha="center", va="top", fontsize=kit.page.small
+            )
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.16 * (high - low))
+    axes.set_xlim(0.5, starts[-1] + 0.5)
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.locator_params(axis="y", nbins=5)
+    axes.set_ylabel(f"Latency [{unit}]")
+    _draw_clock(axes, [(each, len(timing.samples)) for each, timing in measured], kit)
+
+
+def _mark_disturbance(axes: Axes, result: Result, timing: Timing, ends: tuple[float, float], kit: Kit) -> None:
+    """Hatch the stretch of a process that others disturbed, or that the device throttled, and write by how much."""
+    state = result.state
+    share = (state.other_cpu_share or 0.0) if state and timing.timer == "host" else 0.0
+    throttled_s = sum((state.throttle_ns or {}).values()) / 1e9 if state else 0.0
+    where = axes.get_xaxis_transform()
+    if share > DISTURBED_SHARE:
+        axes.axvspan(*ends, facecolor="none", edgecolor=kit.page.grey, hatch="///", alpha=0.35, linewidth=0, zorder=0)
+        text = f"{100 * share:.0f}%"
+        axes.text(sum(ends) / 2, 0.02, text, transform=where, ha="center", fontsize=kit.page.small, color=kit.page.ink)
+    if throttled_s > 0:
+        axes.axvspan(*ends, facecolor="none", edgecolor=kit.page.grey, hatch="xxx", alpha=0.35, linewidth=0, zorder=0)
+        text = f"{throttled_s:.2g} s"
+        axes.text(sum(ends) / 2, 0.12, text, transform=where, ha="center", fontsize=kit.page.small, color=kit.page.ink)
+
+
+def _draw_clock(axes: Axes, processes: Sequence[tuple[Result, int]], kit: Kit) -> None:
+    """Draw the SM clock of each process, its lowest to its highest and its median, on an axis of its own."""
+    if not any(result.state and result.state.sm_clock_hz for result, _ in processes):
+        return
+    twin = axes.twinx()
+    colour, start = kit.page.colour(style.VERMILLION), 0.5
+    highest = 0.0
+    for result, count in processes:
+        clock = result.state.sm_clock_hz if result.state else None
+        if clock:
+            low, middle, high = (value / 1e9 for value in clock)
+            highest = max(highest, high)
+            twin.fill_between([start, start + count], low, high, color=colour, alpha=0.25, linewidth=0)
+            twin.plot([start, start + count], [middle] * 2, color=colour, linestyle="--", linewidth=1.2)
+        start += count
+    # Above the samples, where it hides none.
+    twin.set_ylim(0, highest * 1.1)
+    twin.grid(visible=False)
+    twin.spines["right"].set_visible(True)
+    twin.set_ylabel("SM clock [GHz]")
+
+
+def _clock_entries(rows: Sequence[Row], kit: Kit) -> list[object]:
+    """The legend: only of what is there."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    grey, ink, clock = kit.page.grey, kit.page.ink, kit.page.colour(style.VERMILLION)
+    found: list[object] = [
+        Line2D([], [], color=grey, marker="o", markersize=3, linestyle="none", label="sample"),
+        Line2D([], [], color=ink, linewidth=1.2, label="median of a process"),
+    ]
+    if any(row.num_processes > 1 for row in rows):
+        found.append(Line2D([], [], color=grey, linewidth=0.7, label="next process; its number on top"))
+    if any(row.is_disturbed for row in rows):
+        label = "disturbed: others took this share of the processor"
+        found.append(Patch(facecolor="none", edgecolor=grey, hatch="///", alpha=0.6, label=label))
+    if any(row.is_throttled for row in rows):
+        found.append(Patch(facecolor="none", edgecolor=grey, hatch="xxx", alpha=0.6, label="throttled for so long"))
+    states = [each.state for row in rows for each in row.processes if each.state]
+    if any(state.sm_clock_hz for state in states):
+        found.append(Line2D([], [], color=clock, linestyle="--", linewidth=1.2, label="SM clock, median"))
+        found.append(Patch(facecolor=clock, alpha=0.25, label="SM clock, lowest to highest"))
+    else:
+        found.append(Line2D([], [], linestyle="none", label="no clock was recorded"))
+    return found
