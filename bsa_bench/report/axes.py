@@ -22,10 +22,26 @@ TICK_TENTHS: tuple[Sequence[int], ...] = (
 )
 
 
+Segment = tuple[tuple[float, float], tuple[float, float]]
+
+
 def annotate_points(
-    figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]], *, colour: str, size: float = 8.0
+    figure: Figure,
+    axes: Axes,
+    points: Sequence[tuple[float, float, str]],
+    *,
+    colour: str,
+    avoid: Sequence[Segment] = (),
+    size: float = 8.0,
 ) -> int:
     """Write a text at each point where it covers neither a point nor another text; a line leads to those further off.
+
+    Args:
+        figure, axes: where.
+        points: x, y and the text.
+        colour: of the texts.
+        avoid: lines along x or y, by both ends, that no text may cross.
+        size: of the texts, in points.
 
     Returns:
         How many texts found no room and were left out; the caller says so.
@@ -35,6 +51,9 @@ def annotate_points(
     centres = [axes.transData.transform((x, y)) / scale for x, y, _ in points]
     frame = axes.get_window_extent()
     taken = [Box(x - 5, y - 5, x + 5, y + 5) for x, y in centres]
+    for ends in avoid:
+        (x0, y0), (x1, y1) = (axes.transData.transform(end) / scale for end in ends)
+        taken.append(Box(min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1))
     left_out = 0
     for (px, py), (x, y, text) in zip(centres, points, strict=True):
         box = next(
@@ -64,6 +83,8 @@ def annotate_points(
             va="center",
             fontsize=size,
             color=colour,
+            bbox={"facecolor": axes.get_facecolor(), "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
+            zorder=6,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
             if is_far
             else None,
@@ -125,8 +146,11 @@ def ratio_axis(axes: Axes, values: Sequence[float], *, colour: str) -> None:
     fix_ticks(axes, "y", ticks, [f"{t:g}x" for t in ticks])
 
 
-def plain_log_axis(axes: Axes, which: str, values: Sequence[float]) -> None:
-    """A log10 axis with the coarsest round ticks that number at least three, with thousands separators."""
+def plain_log_axis(axes: Axes, which: str, values: Sequence[float], *, most: int = 10) -> None:
+    """A log10 axis with the coarsest round ticks that number at least three, with thousands separators.
+
+    Ticks nearer than a `most`-th of the axis to the one above are left out, so that they do not touch.
+    """
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     low, high = math.log10(min(values)), math.log10(max(values))
     margin = max(0.06 * (high - low), 0.06)
@@ -139,7 +163,11 @@ def plain_log_axis(axes: Axes, which: str, values: Sequence[float]) -> None:
         ]
         if len(ticks) >= 3:
             break
-    fix_ticks(axes, which, ticks, [f"{t:,.10g}" for t in ticks])
+    kept: list[float] = []
+    for tick in reversed(ticks):
+        if not kept or math.log10(kept[-1] / tick) >= (high - low + 2 * margin) / most:
+            kept.append(tick)
+    fix_ticks(axes, which, kept, [f"{t:,.10g}" for t in kept])
 
 
 def fix_ticks(axes: Axes, which: str, ticks: Sequence[float], texts: Sequence[str]) -> None:

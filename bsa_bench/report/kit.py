@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsa_bench.report import style
-from bsa_bench.report.axes import annotate_points
+from bsa_bench.report.axes import Segment, annotate_points
 from bsa_bench.report.labels import Labels, shape_label
 from bsa_bench.report.page import Page
 from bsa_bench.result import Ceiling, PassName
@@ -162,9 +162,16 @@ class Kit:
         if hollow:
             axes.plot(*zip(*hollow, strict=True), **look.hollow(self.page.background))
 
-    def annotate(self, figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-        """Write a text at each point; where some find no room, the panel says how many."""
-        left_out = annotate_points(figure, axes, points, colour=self.page.grey)
+    def annotate(
+        self,
+        figure: Figure,
+        axes: Axes,
+        points: Sequence[tuple[float, float, str]],
+        *,
+        avoid: Sequence[Segment] = (),
+    ) -> None:
+        """Write a text at each point, across none of the lines to avoid; where some find no room, say how many."""
+        left_out = annotate_points(figure, axes, points, colour=self.page.ink, avoid=avoid)
         if left_out:
             texts = "text has" if left_out == 1 else "texts have"
             axes.annotate(

@@ -71,7 +71,7 @@ def _levels(
         ends = [end for point in points.values() for end in (point.low, point.high)]
         if num_lengths(each) == 1:
             _list_points(axes, each, points, kit)
-            axis_of.plain_log_axis(axes, "x", ends)
+            axis_of.plain_log_axis(axes, "x", ends, most=5 if kit.page.is_paper else 10)
             axes.set_xlabel(axis(each))
             continue
         series = kit.series(each)

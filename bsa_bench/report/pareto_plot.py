@@ -44,7 +44,7 @@ def pareto(rows: Sequence[Row], kit: Kit) -> Plot | None:
         else:
             axes.set_ylim(0, (max(errors) or 1e-6) * 1.2)
             axes.locator_params(axis="y", nbins=6)
-        axes.set_ylabel(kit.page.words("Error to dense (rel. L2)" if kit.page.is_paper else ERROR_LABEL))
+        axes.set_ylabel("Error to dense (rel. L2)" if kit.page.is_paper else ERROR_LABEL)
         axes.set_xlabel(kit.page.words(f"Median latency [{unit}] (log)", timer_label(each)))
     kit.legend(figure, all_axes, known)
     for axes, each in zip(all_axes, shown, strict=True):
@@ -53,7 +53,12 @@ def pareto(rows: Sequence[Row], kit: Kit) -> Plot | None:
             for row in each
             if row.whole and row.density and kit.labels.density
         ]
-        kit.annotate(figure, axes, points)
+        bars = [
+            ((row.whole.low * factor, _error(row) or 0.0), (row.whole.high * factor, _error(row) or 0.0))
+            for row in each
+            if row.whole
+        ]
+        kit.annotate(figure, axes, points, avoid=bars)
     return kit.save(figure, "pareto", title)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from bsa_bench.report import axes as axis
 from bsa_bench.report import style
-from bsa_bench.report.kit import Kit, Plot
+from bsa_bench.report.kit import Kit, Plot, doubts
 from bsa_bench.result import Result, Timing
 from bsa_bench.store.derive import DISTURBED_SHARE, Row
 
@@ -29,7 +30,9 @@ def samples(rows: Sequence[Row], kit: Kit) -> Plot | None:
     for axes, row in zip(all_axes, shown, strict=True):
         kit.page.panel_title(axes, f"{kit.label(row)}, {row.num_tokens:,} tokens", width=60)
         _draw_row(axes, row, kit)
-    all_axes[-1].set_xlabel(kit.page.words("Sample, in order"))
+    columns = 1 if kit.page.is_paper else min(len(shown), 2)
+    for axes in all_axes[-columns:]:
+        axes.set_xlabel("Sample, in order")
     kit.legend(figure, all_axes, shown, more=_clock_entries(shown, kit))
     return kit.save(figure, "samples", title)
 
@@ -41,27 +44,22 @@ def _draw_row(axes: Axes, row: Row, kit: Kit) -> None:
     factor, unit = axis.time_unit(max(max(timing.samples) for _, timing in measured))
     starts = [0]
     marker = {"marker": "o", "markersize": 3, "linestyle": "none", "color": look.colour, "zorder": 3}
-    if row.is_unverified:
-        marker["markerfacecolor"] = kit.page.background
     for result, timing in measured:
         start, end = starts[-1], starts[-1] + len(timing.samples)
         own = [sample * factor for sample in timing.samples]
-        axes.plot(range(start + 1, end + 1), own, **marker)
-        middle = sorted(own)[len(own) // 2] if len(own) % 2 else sum(sorted(own)[len(own) // 2 - 1 :][:2]) / 2
-        axes.plot([start + 0.5, end + 0.5], [middle] * 2, color=kit.page.ink, linewidth=1.2, zorder=4)
+        hollow = {"markerfacecolor": kit.page.background} if doubts(row) else {}
+        axes.plot(range(start + 1, end + 1), own, **marker, **hollow)
+        axes.plot([start + 0.5, end + 0.5], [median(own)] * 2, color=kit.page.ink, linewidth=1.2, zorder=2)
         _mark_disturbance(axes, result, timing, (start + 0.5, end + 0.5), kit)
         starts.append(end)
     for place in starts[1:-1]:
         axes.axvline(place + 0.5, color=kit.page.grey, linewidth=0.7, zorder=1)
     if len(measured) > 1:
         for (result, _), start, end in zip(measured, starts, starts[1:], strict=False):
-            where = axes.get_xaxis_transform()
-            name = str(result.process_index + 1)
-            axes.text(
-                (start + end + 1) / 2, 0.98, name, transform=where, ha="center", va="top", fontsize=kit.page.small
-            )
+            _write(axes, (start + end + 1) / 2, 0.98, str(result.process_index + 1), kit, va="top")
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.16 * (high - low))
+    # Room for the texts above and below.
+    axes.set_ylim(low - 0.22 * (high - low) * (row.is_disturbed or row.is_throttled), high + 0.2 * (high - low))
     axes.set_xlim(0.5, starts[-1] + 0.5)
     axes.locator_params(axis="x", nbins=6, integer=True)
     axes.locator_params(axis="y", nbins=5)
@@ -69,20 +67,28 @@ def _draw_row(axes: Axes, row: Row, kit: Kit) -> None:
     _draw_clock(axes, [(each, len(timing.samples)) for each, timing in measured], kit)
 
 
+def _write(axes: Axes, x: float, height: float, text: str, kit: Kit, *, va: str) -> None:
+    """Write a text at a sample, at a share of the panel's height."""
+    box = {"facecolor": kit.page.background, "edgecolor": "none", "pad": 0.8}
+    where = axes.get_xaxis_transform()
+    axes.text(x, height, text, transform=where, ha="center", va=va, fontsize=kit.page.small, bbox=box, zorder=5)
+
+
 def _mark_disturbance(axes: Axes, result: Result, timing: Timing, ends: tuple[float, float], kit: Kit) -> None:
     """Hatch the stretch of a process that others disturbed, or that the device throttled, and write by how much."""
     state = result.state
     share = (state.other_cpu_share or 0.0) if state and timing.timer == "host" else 0.0
     throttled_s = sum((state.throttle_ns or {}).values()) / 1e9 if state else 0.0
-    where = axes.get_xaxis_transform()
+    hatched = {"facecolor": "none", "edgecolor": kit.page.grey, "alpha": 0.35, "linewidth": 0, "zorder": 0}
+    texts = []
     if share > DISTURBED_SHARE:
-        axes.axvspan(*ends, facecolor="none", edgecolor=kit.page.grey, hatch="///", alpha=0.35, linewidth=0, zorder=0)
-        text = f"{100 * share:.0f}%"
-        axes.text(sum(ends) / 2, 0.02, text, transform=where, ha="center", fontsize=kit.page.small, color=kit.page.ink)
+        axes.axvspan(*ends, hatch="///", **hatched)
+        texts.append(f"{100 * share:.0f}%")
     if throttled_s > 0:
-        axes.axvspan(*ends, facecolor="none", edgecolor=kit.page.grey, hatch="xxx", alpha=0.35, linewidth=0, zorder=0)
-        text = f"{throttled_s:.2g} s"
-        axes.text(sum(ends) / 2, 0.12, text, transform=where, ha="center", fontsize=kit.page.small, color=kit.page.ink)
+        axes.axvspan(*ends, hatch="xxx", **hatched)
+        texts.append(f"{throttled_s:.2g} s")
+    if texts:
+        _write(axes, sum(ends) / 2, 0.03, ", ".join(texts), kit, va="bottom")
 
 
 def _draw_clock(axes: Axes, processes: Sequence[tuple[Result, int]], kit: Kit) -> None:

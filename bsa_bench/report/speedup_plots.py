@@ -113,11 +113,12 @@ def _mark_break_evens(
     """Mark each interpolated break-even on the line of 1x; returns the legend's entry, which says so where none is."""
     from matplotlib.lines import Line2D
 
-    line = {"marker": "|", "markersize": 13, "markeredgewidth": 2.2, "linestyle": "none", "zorder": 5}
+    size = 9 if kit.page.is_paper else 13
+    line: dict[str, Any] = {"marker": "|", "markersize": size, "markeredgewidth": size / 6, "linestyle": "none"}
     num_marked = 0
     for axes, x, break_even in _places(all_axes, shown, found):
         look = kit.looks[_series_label(break_even, kit, axis_name)]
-        axes.plot([x], [1.0], color=look.colour, **line)
+        axes.plot([x], [1.0], color=look.colour, zorder=5, **line)
         num_marked += 1
     if num_marked:
         return [Line2D([], [], color=kit.page.grey, label="break-even, interpolated", **line)]
@@ -134,7 +135,8 @@ def _annotate_break_evens(
 ) -> None:
     for axes in all_axes:
         points = [(x, 1.0, text(each.at)) for own, x, each in _places(all_axes, shown, found) if own is axes]
-        kit.annotate(figure, axes, points)
+        left, right = axes.get_xlim()
+        kit.annotate(figure, axes, points, avoid=[((left, 1.0), (right, 1.0))])
 
 
 def _places(

@@ -40,6 +40,8 @@ def throughput(row: Row) -> Point | None:
 
 def tflops(rows: Sequence[Row], kit: Kit) -> Plot | None:
     """Draw TFLOP/s executed against tokens, with the ceilings of each panel's number format."""
+    from matplotlib.lines import Line2D
+
     timed = [row for row in rows if throughput(row)]
     shown = panels(timed)
     if not shown:
@@ -55,8 +57,6 @@ def tflops(rows: Sequence[Row], kit: Kit) -> Plot | None:
             axes.axhline(
                 line.value / 1e12, color=kit.page.grey, linestyle=dash, linewidth=1.2, label=line.label, zorder=2
             )
-        if not ceilings:
-            axes.plot([], [], linestyle="none", label="no ceiling known: this run measured none")
         for label, line_rows in kit.series(each).items():
             found = [point for row in line_rows if (point := throughput(row))]
             ends += [end for point in found for end in (point.low, point.high)]
@@ -64,7 +64,9 @@ def tflops(rows: Sequence[Row], kit: Kit) -> Plot | None:
         axis.tokens_axis(axes, [row.num_tokens for row in each])
         axis.plain_log_axis(axes, "y", ends)
         axes.set_ylabel(kit.page.words("TFLOP/s executed (log)", timer_label(each)))
-    kit.legend(figure, all_axes, timed)
+    without = [each for each in shown if not any(line.unit == "FLOP/s" for line in ceilings_of(each, kit))]
+    note = Line2D([], [], linestyle="none", label="no ceiling: the run measured none")
+    kit.legend(figure, all_axes, timed, more=[note] if without else [])
     return kit.save(figure, "tflops", title)
 
 
