@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsa_bench.errors import UsageError
@@ -22,7 +24,9 @@ PICTURE_SIDE = 480
 """The longer side of a frame in a picture, in pixels; more is left out."""
 
 
-def picture_of_plan(results: list[Result], label: str, *, head: int = 0, query_block: int | None = None) -> PlanPicture:
+def picture_of_plan(
+    results: Sequence[Result], label: str, *, head: int = 0, query_block: int | None = None
+) -> PlanPicture:
     """Plan the case of some results, the first of them the one whose plan is compared, and describe one query block.
 
     Args:
@@ -89,10 +93,8 @@ def plan_of(case: Case) -> BlockPlan:
     if case.claims.is_dense or implementation not in implementations():
         raise UsageError(f"plan: {case.method} attends by no block plan, expected a case of a block method")
     # q, k and v, in fp32 while they are made, and the selection's own.
-    needed, free = (
-        6 * 4 * workload.num_tokens * workload.batch * workload.heads * workload.head_dim,
-        available_memory_bytes(),
-    )
+    numbers = workload.batch * workload.heads * workload.num_tokens * workload.head_dim
+    needed, free = 6 * 4 * numbers, available_memory_bytes()
     if needed > free:
         raise UsageError(
             f"plan: the inputs of {case.case_id} need about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
@@ -123,8 +125,6 @@ def frames_of(workload: Workload) -> NDArray[np.uint8] | None:
     spec = workload.input
     if spec.kind != "video":
         return None
-    from pathlib import Path
-
     path = find_sample_clip(spec.clip) if spec.clip else Path(str(spec.path)).expanduser()
     num_frames, height, width = workload.video_size
     clip = load_clip(path, num_frames=num_frames, height=height, width=width)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from bsa_bench.cli.gate_app import add_gate_verbs
+from bsa_bench.cli.plot_app import add_plot_verb
 from bsa_bench.cli.static_app import static_app
 from bsa_bench.errors import EXIT_CODES
 from bsa_bench.exports import FORMATS, FormatName
@@ -198,6 +199,9 @@ def report(
     from bsa_bench.cli.commands import report as command
 
     command(run, results, out, published or [], as_json=json_)
+
+
+add_plot_verb(app)
 
 
 @app.command()

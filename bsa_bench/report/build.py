@@ -134,8 +134,8 @@ def _summary(run: Run, rows: Sequence[Row]) -> str:
 def _plot_lines(plots: Sequence[Plot], rows: Sequence[Row]) -> list[str]:
     if not plots:
         return []
-    left_out = sum(not row.is_correct for row in rows)
-    lines = [f"Correct rows only; the findings say why {left_out} others are left out."] if left_out else []
+    left_out = sum(row.whole is None for row in rows)
+    lines = [f"Measured rows only; the findings say why {left_out} others are left out."] if left_out else []
     for plot in plots:
         lines += ["", f"### {plot.title}", "", f"![{plot.title}]({plot.png.name})", "", f"As [SVG]({plot.svg.name})."]
     return lines

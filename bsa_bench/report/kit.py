@@ -156,8 +156,9 @@ class Kit:
         line = look.line if joined else look.line | {"linestyle": "none"}
         bars = [[p.middle - p.low for p in points], [p.high - p.middle for p in points]]
         places = [(p.middle, x) if across else (x, p.middle) for x, p in zip(xs, points, strict=True)]
-        along: dict[str, Any] = {"xerr" if across else "yerr": bars}
-        axes.errorbar(*zip(*places, strict=True), label=label, elinewidth=1.2, **along, **line)
+        own_xs, own_ys = [x for x, _ in places], [y for _, y in places]
+        x_bars, y_bars = (bars, None) if across else (None, bars)
+        axes.errorbar(own_xs, own_ys, xerr=x_bars, yerr=y_bars, label=label, elinewidth=1.2, **line)
         hollow = [place for place, row in zip(places, rows, strict=True) if doubts(row, of_ratios=of_ratios)]
         if hollow:
             axes.plot(*zip(*hollow, strict=True), **look.hollow(self.page.background))

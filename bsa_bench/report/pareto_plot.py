@@ -28,7 +28,7 @@ def pareto(rows: Sequence[Row], kit: Kit) -> Plot | None:
     for axes, each in zip(all_axes, shown, strict=True):
         beside = ", with its density" if kit.labels.density and not kit.page.is_paper else ""
         kit.page.panel_title(axes, f"{kit.shape(each[0], with_tokens=True)}{beside}")
-        times = [time for row in each for time in (row.whole.low, row.whole.high) if row.whole and time]
+        times = [time for row in each if row.whole for time in (row.whole.low, row.whole.high) if time > 0]
         base = next((row.dense for row in each if row.dense), None)
         if base and base.whole:
             times.append(base.whole.median)

@@ -1,4 +1,4 @@
-"""A plan as a picture: which KV blocks a query block sees, and which of its query tokens are computed, on the frames."""
+"""A plan as a picture: which KV blocks a query block sees, and which of its query tokens are computed, on frames."""
 
 from __future__ import annotations
 
@@ -64,7 +64,11 @@ class PlanPicture:
         if self.is_cut:
             found.append("causality or a window hides some tokens of the blocks that are seen")
         if self.is_measured is not None:
-            found.append("the plan that was measured" if self.is_measured else "not the plan that was measured")
+            found.append(
+                "the plan that was measured"
+                if self.is_measured
+                else "not the plan that was measured: another version, engine or device"
+            )
         return found
 
 
@@ -88,7 +92,7 @@ def draw_plan(plan: PlanPicture, folder: Path, page: Page) -> Plot:
     title = f"Plan of {plan.label}"
     with page.settings():
         figure = page.empty_figure(width, height + zoom + (0.9 if page.is_paper else 1.6), title=title)
-        above, below = figure.subfigures(2, 1, height_ratios=[height + 0.3, zoom + 0.3])
+        above, below = figure.subfigures(2, 1, height_ratios=[height + 0.3, zoom + 0.3]).flat
         left_out = f" ({len(shown)} of {len(groups)} pictures)" if len(shown) < len(groups) else ""
         where = f"head {plan.head}, query block {plan.query_block} of {plan.num_query_blocks}"
         seen = f"{plan.num_seen} of {plan.num_kv_blocks} KV blocks seen"
@@ -96,13 +100,14 @@ def draw_plan(plan: PlanPicture, folder: Path, page: Page) -> Plot:
         for axes, group in zip(_pictures(above, len(shown), columns), shown, strict=False):
             _draw_blocks(axes, plan, group, page)
         num_kept, num_queries = int(plan.kept.sum()), int(plan.in_block.sum())
-        _heading(below, f"{num_kept} of {num_queries} query tokens computed", page)
+        by_frame = ", by latent frame" * page.is_paper
+        _heading(below, f"{num_kept} of {num_queries} query tokens computed{by_frame}", page)
         for axes, t in zip(_pictures(below, len(steps), max(len(steps), 2)), steps, strict=False):
             _draw_queries(axes, plan, t, page)
         blue, red = page.colour(style.SKY), page.colour(style.VERMILLION)
         handles: list[Any] = [
             Patch(facecolor="none", edgecolor=blue, linewidth=1.5, label="KV block that is seen"),
-            Patch(facecolor=page.grey, alpha=0.6, label="not seen, or not computed"),
+            Patch(facecolor=page.grey, alpha=0.72, label="not seen, or not computed"),
             Patch(facecolor="none", edgecolor=red, linewidth=2.0, linestyle="--", label="query block"),
             Line2D([], [], color=red, marker="o", markersize=4, linestyle="none", label="computed query token"),
         ]
@@ -158,7 +163,7 @@ def _pictures(figure: Any, count: int, columns: int) -> list[Axes]:
 def _draw_blocks(axes: Axes, plan: PlanPicture, group: tuple[int, int], page: Page) -> None:
     """The frame of a run of latent frames; what is not seen is veiled, what is seen has an outline."""
     first, last = group
-    _draw_frame(axes, plan, first, page)
+    _draw_frame(axes, plan, first)
     _veil(axes, plan, ~plan.seen[first], page)
     _outline(axes, plan, first, page)
     if plan.in_block[first].any():
@@ -169,25 +174,29 @@ def _draw_blocks(axes: Axes, plan: PlanPicture, group: tuple[int, int], page: Pa
 
 def _draw_queries(axes: Axes, plan: PlanPicture, t: int, page: Page) -> None:
     """The query block in one latent frame, close up: a point on each computed token, a veil over the others."""
-    _draw_frame(axes, plan, t, page)
+    import numpy as np
+
+    _draw_frame(axes, plan, t)
     _veil(axes, plan, plan.in_block[t] & ~plan.kept[t], page)
-    ys, xs = plan.kept[t].nonzero()
+    ys, xs = np.nonzero(plan.kept[t])
     red = page.colour(style.VERMILLION)
     axes.plot(xs + 0.5, ys + 0.5, color=red, marker="o", markersize=4, linestyle="none", markeredgecolor="white")
     _frame_block(axes, plan, t, page)
     (top, left), (bottom, right) = _ends(plan)
     axes.set_xlim(left - 0.4, right + 1.4)
     axes.set_ylim(bottom + 1.4, top - 0.4)
-    axes.set_title(f"latent frame {t + 1}", fontsize=page.small, color=page.grey)
+    axes.set_title(str(t + 1) if page.is_paper else f"latent frame {t + 1}", fontsize=page.small, color=page.grey)
 
 
 def _ends(plan: PlanPicture) -> tuple[tuple[int, int], tuple[int, int]]:
     """(top, left) and (bottom, right) of the query block, in tokens, over all its latent frames."""
-    ys, xs = plan.in_block.any(0).nonzero()
+    import numpy as np
+
+    ys, xs = np.nonzero(plan.in_block.any(0))
     return (int(ys.min()), int(xs.min())), (int(ys.max()), int(xs.max()))
 
 
-def _draw_frame(axes: Axes, plan: PlanPicture, t: int, page: Page) -> None:
+def _draw_frame(axes: Axes, plan: PlanPicture, t: int) -> None:
     import numpy as np
 
     _, height, width = plan.grid
@@ -201,7 +210,7 @@ def _veil(axes: Axes, plan: PlanPicture, hidden: NDArray[np.bool_], page: Page) 
 
     _, height, width = plan.grid
     veil = np.zeros((height, width, 4))
-    veil[hidden] = to_rgba(page.background, 0.72)
+    veil[hidden] = to_rgba(page.grey, 0.72)
     axes.imshow(veil, extent=(0, width, height, 0), interpolation="nearest")
 
 
@@ -223,8 +232,8 @@ def _draw_edges(axes: Axes, inside: NDArray[np.bool_], look: dict[str, Any]) -> 
     from matplotlib.collections import LineCollection
 
     padded = np.pad(inside, 1)
-    ys, xs = (padded[1:, 1:-1] != padded[:-1, 1:-1]).nonzero()
+    ys, xs = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
     lines = [((x, y), (x + 1, y)) for y, x in zip(ys.tolist(), xs.tolist(), strict=True)]
-    ys, xs = (padded[1:-1, 1:] != padded[1:-1, :-1]).nonzero()
+    ys, xs = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
     lines += [((x, y), (x, y + 1)) for y, x in zip(ys.tolist(), xs.tolist(), strict=True)]
     axes.add_collection(LineCollection(lines, clip_on=False, zorder=4, **look))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bsa_bench.report import axes as axis
 from bsa_bench.report import style
@@ -43,12 +43,13 @@ def _draw_row(axes: Axes, row: Row, kit: Kit) -> None:
     measured = [(each, each.timing) for each in row.processes if each.timing]
     factor, unit = axis.time_unit(max(max(timing.samples) for _, timing in measured))
     starts = [0]
-    marker = {"marker": "o", "markersize": 3, "linestyle": "none", "color": look.colour, "zorder": 3}
+    marker: dict[str, Any] = {"marker": "o", "markersize": 3, "linestyle": "none", "color": look.colour, "zorder": 3}
+    if doubts(row):
+        marker["markerfacecolor"] = kit.page.background
     for result, timing in measured:
         start, end = starts[-1], starts[-1] + len(timing.samples)
         own = [sample * factor for sample in timing.samples]
-        hollow = {"markerfacecolor": kit.page.background} if doubts(row) else {}
-        axes.plot(range(start + 1, end + 1), own, **marker, **hollow)
+        axes.plot(range(start + 1, end + 1), own, **marker)
         axes.plot([start + 0.5, end + 0.5], [median(own)] * 2, color=kit.page.ink, linewidth=1.2, zorder=2)
         _mark_disturbance(axes, result, timing, (start + 0.5, end + 0.5), kit)
         starts.append(end)
@@ -79,7 +80,13 @@ def _mark_disturbance(axes: Axes, result: Result, timing: Timing, ends: tuple[fl
     state = result.state
     share = (state.other_cpu_share or 0.0) if state and timing.timer == "host" else 0.0
     throttled_s = sum((state.throttle_ns or {}).values()) / 1e9 if state else 0.0
-    hatched = {"facecolor": "none", "edgecolor": kit.page.grey, "alpha": 0.35, "linewidth": 0, "zorder": 0}
+    hatched: dict[str, Any] = {
+        "facecolor": "none",
+        "edgecolor": kit.page.grey,
+        "alpha": 0.35,
+        "linewidth": 0,
+        "zorder": 0,
+    }
     texts = []
     if share > DISTURBED_SHARE:
         axes.axvspan(*ends, hatch="///", **hatched)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 Theme = Literal["light", "dark"]
 StyleName = Literal["screen", "paper"]
 Format = Literal["png", "svg", "pdf"]
+FORMATS: tuple[Format, ...] = ("png", "svg", "pdf")
 
 # Okabe and Ito, "Color universal design", 2008; its yellow is left out, too pale on white.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
