@@ -131,6 +131,14 @@ class Kit:
         )
         self.page.legend(figure, axes, more=[*more, *([hollow] if words else [])])
 
+    def share_note(self, num_shown: int, num_rows: int) -> list[Any]:
+        """On paper, where no title says so, an entry of the legend that not all rows are drawn; none where all are."""
+        from matplotlib.lines import Line2D
+
+        if num_shown == num_rows or not self.page.is_paper:
+            return []
+        return [Line2D([], [], linestyle="none", label=f"{num_shown} of {num_rows} rows are drawn")]
+
     def save(self, figure: Figure, kind: str, title: str) -> Plot:
         """Write a figure as `KIND-PASS`."""
         name = f"{kind}-{self.passes.replace('+', '-')}"

@@ -42,7 +42,8 @@ def lists(rows: Sequence[Row], kit: Kit) -> Plot | None:
     if len(lines[-1]) == 3:
         lines[-1][1].set_xlabel(SHARES)
         lines[-1][2].set_xlabel(IMBALANCES)
-    kit.page.legend(figure, [axes for line in lines for axes in line])
+    note = kit.share_note(len(longest), len(counted))
+    kit.page.legend(figure, [axes for line in lines for axes in line], more=note)
     return kit.save(figure, "lists", title)
 
 

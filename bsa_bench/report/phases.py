@@ -60,7 +60,7 @@ def phase_stack(rows: Sequence[Row], kit: Kit) -> Plot | None:
         "Share [%]; at the right: median" if kit.page.is_paper else "Share of the phases' sum [%]; at the right: median"
     )
     all_axes[-1].set_xlabel(kit.page.words(share, f"of the whole operator, {timer_label(longest)}"))
-    kit.page.legend(figure, all_axes)
+    kit.page.legend(figure, all_axes, more=kit.share_note(len(longest), len(ordered)))
     return kit.save(figure, "phases", title)
 
 

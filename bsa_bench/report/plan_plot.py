@@ -92,11 +92,11 @@ def draw_plan(plan: PlanPicture, folder: Path, page: Page) -> Plot:
     title = f"Plan of {plan.label}"
     with page.settings():
         figure = page.empty_figure(width, height + zoom + (0.9 if page.is_paper else 1.6), title=title)
-        above, below = figure.subfigures(2, 1, height_ratios=[height + 0.3, zoom + 0.3]).flat
+        (above,), (below,) = figure.subfigures(2, 1, height_ratios=[height + 0.3, zoom + 0.3], squeeze=False)
         left_out = f" ({len(shown)} of {len(groups)} pictures)" if len(shown) < len(groups) else ""
         where = f"head {plan.head}, query block {plan.query_block} of {plan.num_query_blocks}"
         seen = f"{plan.num_seen} of {plan.num_kv_blocks} KV blocks seen"
-        _heading(above, seen if page.is_paper else f"{where}: {seen}{left_out}", page)
+        _heading(above, f"{seen}{left_out}" if page.is_paper else f"{where}: {seen}{left_out}", page)
         for axes, group in zip(_pictures(above, len(shown), columns), shown, strict=False):
             _draw_blocks(axes, plan, group, page)
         num_kept, num_queries = int(plan.kept.sum()), int(plan.in_block.sum())

@@ -33,7 +33,8 @@ def samples(rows: Sequence[Row], kit: Kit) -> Plot | None:
     columns = 1 if kit.page.is_paper else min(len(shown), 2)
     for axes in all_axes[-columns:]:
         axes.set_xlabel("Sample, in order")
-    kit.legend(figure, all_axes, shown, more=_clock_entries(shown, kit))
+    entries = [*_clock_entries(shown, kit), *kit.share_note(len(shown), len(timed))]
+    kit.legend(figure, all_axes, shown, more=entries)
     return kit.save(figure, "samples", title)
 
 

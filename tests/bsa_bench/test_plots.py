@@ -300,6 +300,11 @@ def test_rows_without_a_panel_are_counted_in_the_title_and_case_chooses_others(d
     assert all("1,024 tokens" in axes.get_title(loc="left") for axes in figure.axes)
 
 
+def test_on_paper_the_legend_says_that_not_all_rows_are_drawn(draw):
+    figure = draw("samples", made.quick_results((1024,)), Page("paper"))["samples-forward-paper"]
+    assert "4 of 6 rows are drawn" in legend(figure)
+
+
 # The plan
 
 
