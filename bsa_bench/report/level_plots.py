@@ -102,5 +102,5 @@ def _list_points(axes: Axes, rows: Sequence[Row], points: dict[int, Point], kit:
             axes.plot([point.middle], [y], **look.hollow(kit.page.background))
         where = axes.get_yaxis_transform()
         axes.text(1.01, y, three_digits(point.middle), transform=where, va="center", fontsize=kit.page.small)
-    axes.set_yticks(range(len(ordered)), labels=[kit.label(row) for row in ordered])
+    kit.page.row_labels(axes, [kit.label(row) for row in ordered], up=1.0)
     axes.set_ylim(-0.6, len(ordered) - 0.4)

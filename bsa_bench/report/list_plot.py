@@ -28,9 +28,7 @@ def lists(rows: Sequence[Row], kit: Kit) -> Plot | None:
     title = f"Lists of KV blocks, {kit.passes}"
     left_out = f" ({len(longest)} of {len(counted)} rows)" if len(longest) < len(counted) else ""
     columns = 1 if kit.page.is_paper else 3
-    figure, lines = kit.page.stack(
-        [len(each) * (1 + kit.page.is_paper) for each in shown], title=title + left_out, columns=columns
-    )
+    figure, lines = kit.page.stack([len(each) for each in shown], title=title + left_out, columns=columns)
     for axes_of_line, each in zip(lines, shown, strict=True):
         first = axes_of_line[0]
         kit.page.panel_title(first, kit.shape(each[0], with_tokens=True), width=60)
@@ -38,7 +36,7 @@ def lists(rows: Sequence[Row], kit: Kit) -> Plot | None:
         if len(axes_of_line) == 3:
             _draw_shares(axes_of_line[1], each, kit)
             _draw_imbalance(axes_of_line[2], each, kit)
-        _write_labels(first, [_line_label(row, kit) for row in each], kit)
+        kit.page.row_labels(first, [_line_label(row, kit) for row in each])
         first.set_ylim(len(each) - 0.5, -0.5)
     lines[-1][0].set_xlabel("KV blocks in a list")
     if len(lines[-1]) == 3:
@@ -55,17 +53,6 @@ def _line_label(row: Row, kit: Kit) -> str:
     eta = f", eta {work.union_efficiency:.2f}" if kit.page.is_paper and work.union_efficiency else ""
     imbalance = f", {work.row_imbalance:.1f}x" if kit.page.is_paper and work.row_imbalance else ""
     return f"{kit.label(row)}{eta}{imbalance}"
-
-
-def _write_labels(axes: Axes, labels: Sequence[str], kit: Kit) -> None:
-    """Label the lines at the left; on paper, where that would leave them no width, above each."""
-    if not kit.page.is_paper:
-        axes.set_yticks(range(len(labels)), labels=labels)
-        return
-    axes.set_yticks([])
-    for y, label in enumerate(labels):
-        where = axes.get_yaxis_transform()
-        axes.text(0.01, y - 0.28, label, transform=where, va="center", fontsize=kit.page.small)
 
 
 def _draw_lengths(axes: Axes, rows: Sequence[Row], kit: Kit) -> None:

@@ -97,7 +97,7 @@ class Page:
 
     def stack(self, bars: Sequence[int], *, title: str, columns: int = 1) -> tuple[Figure, list[list[Axes]]]:
         """Make a figure of panels one below another, each as high as its number of bars asks for; rows of axes."""
-        bar, frame, edge = (0.19, 0.2, 0.75) if self.is_paper else (0.34, 0.85, 0.9)
+        bar, frame, edge = (0.38, 0.2, 0.75) if self.is_paper else (0.34, 0.85, 0.9)
         heights = [bar * count + frame for count in bars]
         width = COLUMN_INCHES if self.is_paper else 8.2 if columns == 1 else 11.5
         figure = self.empty_figure(width, sum(heights) + edge, title=title)
@@ -118,6 +118,19 @@ class Page:
         grid = axes.get_gridspec()
         fitting = {1: 84, 2: 48}.get(grid.ncols if grid else 1, 32)
         axes.set_title(text if self.is_paper else "\n".join(textwrap.wrap(text, width or fitting)))
+
+    def row_labels(self, axes: Axes, labels: Sequence[str], *, up: float = -1.0) -> None:
+        """Label rows at 0, 1, ... at the left; on paper, where that would leave them no width, above each.
+
+        `up` is -1 where the axis points down.
+        """
+        if not self.is_paper:
+            axes.set_yticks(range(len(labels)), labels=labels)
+            return
+        axes.set_yticks([])
+        where = axes.get_yaxis_transform()
+        for y, label in enumerate(labels):
+            axes.text(0.01, y + up * 0.3, label, transform=where, va="center", fontsize=self.small)
 
     def legend(self, figure: FigureBase, axes: Sequence[Axes], *, more: Sequence[Any] = ()) -> None:
         """One legend where it hides no data; lines stand in the order of their right ends, `more` handles behind."""

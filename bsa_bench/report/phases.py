@@ -55,7 +55,7 @@ def phase_stack(rows: Sequence[Row], kit: Kit) -> Plot | None:
     for axes, each in zip(all_axes, shown, strict=True):
         kit.page.panel_title(axes, kit.shape(each[0]), width=60)
         _draw_bars(axes, each, names, colours, kit)
-        axes.set_yticks(range(len(each)), labels=[_bar_label(row, kit) for row in each])
+        kit.page.row_labels(axes, [_bar_label(row, kit) for row in each])
     share = (
         "Share [%]; at the right: median" if kit.page.is_paper else "Share of the phases' sum [%]; at the right: median"
     )
@@ -82,13 +82,15 @@ def _bar_label(row: Row, kit: Kit) -> str:
 def _draw_bars(axes: Axes, rows: Sequence[Row], names: Sequence[str], colours: dict[str, str], kit: Kit) -> None:
     totals = [sum(row.phases.values()) or 1.0 for row in rows]
     left = [0.0] * len(rows)
+    # On paper the label stands above the bar.
+    lower = 0.16 if kit.page.is_paper else 0.0
     for name in names:
         widths = [100 * row.phases.get(name, 0.0) / total for row, total in zip(rows, totals, strict=True)]
         axes.barh(
-            range(len(rows)),
+            [y + lower for y in range(len(rows))],
             widths,
             left=left,
-            height=0.72,
+            height=0.36 if kit.page.is_paper else 0.72,
             label=name.replace("_", " "),
             color=kit.page.colour(colours[name]),
             hatch="////" if name.endswith("_backward") else None,
@@ -97,7 +99,13 @@ def _draw_bars(axes: Axes, rows: Sequence[Row], names: Sequence[str], colours: d
         )
         left = [a + b for a, b in zip(left, widths, strict=True)]
     for y, row in enumerate(rows):
-        axes.text(101, y, format_seconds(row.whole.median if row.whole else None), va="center", fontsize=kit.page.small)
+        axes.text(
+            101,
+            y + lower,
+            format_seconds(row.whole.median if row.whole else None),
+            va="center",
+            fontsize=kit.page.small,
+        )
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.set_xlim(0, 100)
