@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from bsa_bench.cli.gate_app import add_gate_verbs
+from bsa_bench.cli.plot_app import add_plot_verb
 from bsa_bench.cli.profile_app import add_profile_verb
 from bsa_bench.cli.static_app import static_app
 from bsa_bench.errors import EXIT_CODES
@@ -243,6 +244,9 @@ def table(
     from bsa_bench.cli.table_command import table as command
 
     command(name, runs or ["latest"], results, to, out)
+
+
+add_plot_verb(app)
 
 
 @app.command()

@@ -34,19 +34,20 @@ def write_memory(allocations: Iterable[Allocation], folder: Path) -> None:
 
 def draw_memory(allocations: Sequence[Allocation], phases: Sequence[Span], folder: Path, *, title: str) -> None:
     """Draw allocated memory over the time of a call, its phases behind it; PNG and SVG."""
-    import matplotlib as mpl
-
     from bsa_bench.report import style
+    from bsa_bench.report.axes import bytes_unit, time_unit
+    from bsa_bench.report.page import Page
 
+    page = Page()
     end_s = max((phase.end for phase in phases), default=0.0) or 1.0
-    time_factor, time_name = style.time_unit(end_s)
-    bytes_factor, bytes_name = style.bytes_unit(max((each.allocated_bytes for each in allocations), default=0))
+    time_factor, time_name = time_unit(end_s)
+    bytes_factor, bytes_name = bytes_unit(max((each.allocated_bytes for each in allocations), default=0))
     times = [0.0, *(each.seconds * time_factor for each in allocations), end_s * time_factor]
     levels = [0.0, *(each.allocated_bytes * bytes_factor for each in allocations)]
     levels.append(levels[-1])
-    with mpl.rc_context(style.RC):
-        figure, (axes,) = style.new_figure(1, title="Memory of one call, under the profiler")
-        style.panel_title(axes, title)
+    with page.settings():
+        figure, (axes,) = page.figure(1, title="Memory of one call, under the profiler")
+        page.panel_title(axes, title)
         axes.step(times, levels, where="post", color=style.BLUE)
         axes.fill_between(times, levels, step="post", color=style.BLUE, alpha=0.18, linewidth=0)
         for index, phase in enumerate(phases):
@@ -69,7 +70,7 @@ def draw_memory(allocations: Sequence[Allocation], phases: Sequence[Span], folde
         axes.set_ylim(min(0.0, *levels), (max(levels) * 1.18) or 1)
         axes.set_xlabel(f"Time since the call began [{time_name}]")
         axes.set_ylabel(f"Allocated above the inputs [{bytes_name}]")
-        style.save(figure, folder, MEMORY_PLOT)
+        page.save(figure, folder, MEMORY_PLOT)
 
 
 def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

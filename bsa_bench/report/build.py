@@ -129,12 +129,12 @@ def _write_markdown(run: Run, folder: Path, collection: Collection) -> ReportFil
     labels = Labels(row.result.case for row in rows)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        plots = draw_plots(rows, labels, folder, collection.figures)
+        plots = draw_plots(rows, labels, folder, collection.figures, [run])
         markdown = folder / "report.md"
         markdown.write_text("\n".join(_markdown(run, rows, labels, plots, collection)) + "\n", encoding="utf-8")
     except OSError as error:
         raise StoreError(f"{folder}: the report cannot be written: {error.strerror or error}") from error
-    return ReportFiles(folder, markdown, tuple(path for plot in plots for path in (plot.png, plot.svg)))
+    return ReportFiles(folder, markdown, tuple(path for plot in plots for path in plot.files))
 
 
 def _markdown(
@@ -172,8 +172,8 @@ def _markdown(
 def _plot_lines(plots: Sequence[Plot], rows: Sequence[Row]) -> list[str]:
     if not plots:
         return []
-    left_out = sum(not row.is_correct for row in rows)
-    lines = [f"Correct rows only; the findings say why {left_out} others are left out."] if left_out else []
+    left_out = sum(row.whole is None for row in rows)
+    lines = [f"Measured rows only; the findings say why {left_out} others are left out."] if left_out else []
     for plot in plots:
         lines += ["", f"### {plot.title}", "", f"![{plot.title}]({plot.png.name})", "", f"As [SVG]({plot.svg.name})."]
     return lines

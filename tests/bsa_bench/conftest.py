@@ -43,9 +43,9 @@ def unrendered(monkeypatch):
     """Have a report's plots laid out and drawn, which is all that can fail, but not rendered to pixels and paths."""
     from bsa_bench.report import style
 
-    def save(figure, folder, name):
+    def save(figure, folder, name, formats):
         figure.draw_without_rendering()
-        files = folder / f"{name}.png", folder / f"{name}.svg"
+        files = tuple(folder / f"{name}.{each}" for each in formats)
         for file in files:
             file.touch()
         return files

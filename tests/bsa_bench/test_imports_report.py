@@ -117,14 +117,14 @@ def test_a_file_that_is_not_of_import_is_refused_before_anything_is_written(run,
 def test_a_plot_of_tflops_is_drawn_for_a_pass_with_matching_figures_and_for_no_other(report, tmp_path):
     rows = [cudnn_row("1,500", length=1024), cudnn_row("1,500", passes="bwd"), cudnn_row("1,500", length=8192)]
     written, text = report(published(tmp_path, files.cudnn(*rows)))
-    stems = {path.stem for path in written.plots if "tflops" in path.stem}
+    stems = {path.stem for path in written.plots if "tflops-published" in path.stem}
     assert stems == {"tflops-published-forward"}
     assert "](tflops-published-forward.png)" in text
 
 
 def test_figures_outside_the_axes_draw_no_plot(report, tmp_path):
     written, text = report(published(tmp_path, files.cudnn(cudnn_row("1,500", length=64))))
-    assert not [path for path in written.plots if "tflops" in path.stem]
+    assert not [path for path in written.plots if "tflops-published" in path.stem]
     assert HEADING in text
 
 

@@ -53,7 +53,7 @@ def test_every_plot_is_a_png_and_an_svg_that_the_text_links(quick):
 
 @pytest.mark.slow
 def test_a_run_over_lengths_has_a_plot_of_each_kind_for_each_measured_pass(quick):
-    kinds = ("speedup-tokens", "latency", "memory", "error-speedup", "phases")
+    kinds = ("speedup", "latency", "memory", "pareto", "phases", "tflops", "samples")
     expected = {f"{kind}-{passes}" for kind in kinds for passes in ("forward", "forward-backward")}
     assert {path.stem for path in quick[0].plots} == expected
 
@@ -137,8 +137,8 @@ def test_wrong_and_unverified_rows_have_no_speed_up(quick):
 def test_one_length_with_several_densities_is_drawn_against_density(tmp_path):
     files, text = report_of(tmp_path, made.sparsity_results())
     names = {path.stem for path in files.plots}
-    assert "speedup-density-forward" in names
-    assert "speedup-tokens-forward" not in names
+    assert "density-forward" in names
+    assert "speedup-forward" not in names
     assert "faster below a realised density of about" in section(text, "Break-even density")
     assert "### Break-even length" not in text
 
