@@ -6,23 +6,12 @@ import re
 import subprocess
 import sys
 
-HEAD = """# Command line
 
-Every command and flag of this version, generated from the program. At a terminal: `bsa-bench --help`,
-`bsa-bench run --help`.
-
-```
-bsa-bench COMMAND [OPTIONS] [ARGUMENTS]
-```
-
-"""
-
-
-def page() -> str:
-    """The page as Markdown."""
+def commands() -> str:
+    """Every command and its flags, as Markdown."""
     command = [sys.executable, "-m", "typer", "bsa_bench.cli.app", "utils", "docs", "--name", "bsa-bench"]
     made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     body = made.partition("\n**Options**:")[2]
     body = re.sub(r"^(#+) `bsa-bench (.*)`$", r"\1 \2", f"**Options**:{body}", flags=re.MULTILINE)
     body = re.sub(r"`([^`]*) <(?:list\[)?(?:str|path|text)\]?>`", r"`\1`", body)
-    return HEAD + body
+    return body

@@ -1,4 +1,6 @@
-"""What MkDocs calls while it builds the site: generated reference pages, and links that lead out of docs/.
+"""What MkDocs calls while it builds the site: generated references, and links that lead out of docs/.
+
+What stands between `<!-- generated: commands -->` and `<!-- end -->` is replaced by what the program says of itself.
 
 The Markdown files are written for readers of the repository, so they link to sources (`../bsa_bench/contract.py`) and to
 the README. In the site a source is a page of its own, under `source/`, and the README is the home page.
@@ -17,20 +19,15 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-GENERATED = {
-    "reference/command-line.md": command_line.page,
-    "reference/suite-keys.md": schemas.suite_keys_page,
-    "reference/results.md": schemas.results_page,
-}
+GENERATED = {"commands": command_line.commands, "suite_keys": schemas.suite_keys, "results": schemas.results}
 LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml"}
 _FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
+_MARKER = re.compile(r"^<!-- generated: (\w+) -->\n.*?^<!-- end -->$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[)#])")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the generated pages, and one for each source that a page links to."""
-    for uri, make in GENERATED.items():
-        files.append(File.generated(config, uri, content=make()))
+    """Add a page for each source that a page links to."""
     for file in list(files.documentation_pages()):
         for target in _outside(file.src_uri, file.content_string):
             for uri, content in _copies(target):
@@ -40,7 +37,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Lead links to sources to their pages."""
+    """Fill the generated references, and lead links to sources to their pages."""
     uri = page.file.src_uri
     if uri.startswith("source/"):
         return markdown
@@ -49,6 +46,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         target = _target(uri, match[1])
         return match[1] if target is None else posixpath.relpath(_uri(target), posixpath.dirname(uri) or ".")
 
+    markdown = _MARKER.sub(lambda match: GENERATED[match[1]](), markdown)
     parts = _FENCE.split(markdown)
     return "".join(part if part.startswith("```") else _LINK.sub(lead, part) for part in parts)
 

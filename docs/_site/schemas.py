@@ -18,31 +18,11 @@ from bsa_bench.store.frame import COLUMNS
 from bsa_bench.suite import schema
 from bsa_bench.workload import PRESETS, InputSpec, Workload
 
-SUITE_HEAD = """# Suite keys
 
-Every key of a suite file with its type, limits and default, generated from the models that check it. How they work together:
-[Suites](../suites.md). To check a file without running it:
-
-```
-bsa-bench run --suite mine.toml --dry-run
-```
-"""
-RESULTS_HEAD = """# Results
-
-Every field of `results/RUN/results.jsonl`, generated from `bsa_bench/result.py`. Most readers want the flat table instead,
-[one row per case](#flat-table):
-
-```
-bsa-bench export latest --to parquet --out run.parquet
-```
-
-"""
-
-
-def suite_keys_page() -> str:
-    """The reference of TOML keys as Markdown."""
+def suite_keys() -> str:
+    """The keys of a suite file, as Markdown."""
     sketch = inspect.cleandoc((schema.__doc__ or "").partition("\n\n")[2].partition("\n\nEvery key")[0])
-    parts = [SUITE_HEAD, f"## The whole file\n\n```toml\n{sketch}\n```\n"]
+    parts = [f"## The whole file\n\n```toml\n{sketch}\n```\n"]
     top = {key: field for key, field in schema.Part.model_fields.items() if key not in {"workload", "input", "axes", "zip"}}
     parts.append("## Top level\n\nAlso the keys of `[cpu]` and `[cuda]`.\n\n" + _table(schema.Part, top, has_default=False))
     parts.append(_section("[workload]", Workload, leave_out=frozenset({"input"}), defaults={"dtype": "auto"}))
@@ -59,9 +39,9 @@ def suite_keys_page() -> str:
     return "\n".join(parts)
 
 
-def results_page() -> str:
-    """The reference of stored results as Markdown."""
-    parts = [RESULTS_HEAD, _prose((result.__doc__ or "").partition("\n\n")[2]), "\n## Status\n"]
+def results() -> str:
+    """What a run's file holds, as Markdown."""
+    parts = [_prose((result.__doc__ or "").partition("\n\n")[2]), "\n## Status\n"]
     parts += ["| status | meaning |", "|---|---|"]
     parts += [f"| `{status}` | {_cell(status.meaning)} |" for status in result.Status]
     for model in _stored_models():
