@@ -23,8 +23,12 @@ def suite_keys() -> str:
     """The keys of a suite file, as Markdown."""
     sketch = inspect.cleandoc((schema.__doc__ or "").partition("\n\n")[2].partition("\n\nEvery key")[0])
     parts = [f"## The whole file\n\n```toml\n{sketch}\n```\n"]
-    top = {key: field for key, field in schema.Part.model_fields.items() if key not in {"workload", "input", "axes", "zip"}}
-    parts.append("## Top level\n\nAlso the keys of `[cpu]` and `[cuda]`.\n\n" + _table(schema.Part, top, has_default=False))
+    top = {
+        key: field for key, field in schema.Part.model_fields.items() if key not in {"workload", "input", "axes", "zip"}
+    }
+    parts.append(
+        "## Top level\n\nAlso the keys of `[cpu]` and `[cuda]`.\n\n" + _table(schema.Part, top, has_default=False)
+    )
     parts.append(_section("[workload]", Workload, leave_out=frozenset({"input"}), defaults={"dtype": "auto"}))
     presets = [f"| `{name}` | {p.heads} | {p.head_dim} | {p.vae} | {p.patch} |" for name, p in PRESETS.items()]
     parts.append("\n".join(["| `model` | heads | head_dim | vae | patch |", "|---|---|---|---|---|", *presets, ""]))
@@ -33,7 +37,11 @@ def suite_keys() -> str:
         options = options_by_method()[method]
         see = f"What they mean: [{method}](../methods/{method}.md#options)."
         parts.append(f"## `[{method}]`\n\n{see}\n\n" + _table(options, options.model_fields))
-    parts.append(_section("[[variant]]", schema.VariantTable, text="Besides these, options of methods: `kv_density`, `vsa.topk`."))
+    parts.append(
+        _section(
+            "[[variant]]", schema.VariantTable, text="Besides these, options of methods: `kv_density`, `vsa.topk`."
+        )
+    )
     parts.append(_section('[limit."NAME"]', schema.Limit))
     parts.append(_section("[[variant]] paper", result.PaperClaim))
     return "\n".join(parts)
@@ -139,7 +147,9 @@ def _words(node: Mapping[str, Any], models: Mapping[str, Any]) -> str:
         return f"table of {_words(values, models)}" if isinstance(values, dict) and values else "table"
     if kind is None:
         return "any value"
-    return _limited({"integer": "integer", "number": "number", "boolean": "true or false", "string": "text"}[kind], node)
+    return _limited(
+        {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text"}[kind], node
+    )
 
 
 def _limited(word: str, node: Mapping[str, Any]) -> str:
