@@ -13,5 +13,4 @@ def commands() -> str:
     made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     body = made.partition("\n**Options**:")[2]
     body = re.sub(r"^(#+) `bsa-bench (.*)`$", r"\1 \2", f"**Options**:{body}", flags=re.MULTILINE)
-    body = re.sub(r"`([^`]*) <(?:list\[)?(?:str|path|text)\]?>`", r"`\1`", body)
-    return body
+    return re.sub(r"`([^`]*) <(?:list\[)?(?:str|path|text)\]?>`", r"`\1`", body)

@@ -2,8 +2,8 @@
 
 What stands between `<!-- generated: commands -->` and `<!-- end -->` is replaced by what the program says of itself.
 
-The Markdown files are written for readers of the repository, so they link to sources (`../bsa_bench/contract.py`) and to
-the README. In the site a source is a page of its own, under `source/`, and the README is the home page.
+The Markdown files are written for readers of the repository, so they link to sources (`../bsa_bench/contract.py`) and
+to the README. In the site a source is a page of its own, under `source/`, and the README is the home page.
 """
 
 from __future__ import annotations

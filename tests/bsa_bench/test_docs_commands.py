@@ -1,15 +1,11 @@
 """Every command that the guides show is one that this version takes; cheap ones are run."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 from docs_commands import PAGES, ROOT, commands, parse
 from typer.testing import CliRunner
 
 from bsa_bench.cli.app import app
-from bsa_bench.suite import load_suite, list_suites
+from bsa_bench.suite import list_suites, load_suite
 from bsa_bench.suite.override import override
 
 SUITES = {suite.name for suite in list_suites()}
@@ -17,7 +13,7 @@ RUNS = sorted({tuple(words) for page in PAGES for words in commands(page.read_te
 #: Commands that measure nothing and load no torch.
 CHEAP = sorted(
     {tuple(words) for page in PAGES for words in commands(page.read_text()) if words[:1] in (["list"], ["--help"])}
-    | {tuple([verb, "--help"]) for page in PAGES for verb, *_ in [*commands(page.read_text())]}
+    | {(verb, "--help") for page in PAGES for verb, *_ in [*commands(page.read_text())]}
 )
 
 

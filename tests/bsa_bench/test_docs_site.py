@@ -1,7 +1,6 @@
 """The site: every page has a place in the menu, references and engine pages say what the program says."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
