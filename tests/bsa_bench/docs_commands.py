@@ -28,7 +28,7 @@ def commands(text):
         if language not in _NO_SHELL:
             joined = re.sub(r"\\\n\s*", " ", content)
             if language == "yaml":
-                joined = re.sub(r"run: >\n((?:\s{8,}.*\n)+)", lambda m: " ".join(m[1].split()) + "\n", joined)
+                joined = re.sub(r"run: >\n((?:\s{8,}.*\n)+)", lambda m: "run: " + " ".join(m[1].split()) + "\n", joined)
             for line in joined.splitlines():
                 yield from _of_line(line.replace("${{", "$").replace("}}", ""))
 

@@ -9,7 +9,14 @@ from bsa_bench.suite import list_suites, load_suite
 from bsa_bench.suite.override import override
 
 SUITES = {suite.name for suite in list_suites()}
-RUNS = sorted({tuple(words) for page in PAGES for words in commands(page.read_text()) if words[:1] == ["run"]})
+RUNS = sorted(
+    {
+        tuple(words)
+        for page in PAGES
+        for words in commands(page.read_text())
+        if words[:1] == ["run"] and "--suite" in words
+    }
+)
 #: Commands that measure nothing and load no torch.
 CHEAP = sorted(
     {tuple(words) for page in PAGES for words in commands(page.read_text()) if words[:1] in (["list"], ["--help"])}
