@@ -2,6 +2,7 @@
 # make test    run the whole test suite, a process a core
 # make quick-test   run what is quick of it, from every folder, while working
 # make check   lint, format, types, layers
+# make docs    build the documentation site into build/site; a warning is an error
 # The environment is .venv, made once and kept until pyproject.toml changes.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 SUITE ?= quick
 BUDGET ?= $(if $(filter quick,$(SUITE)),5m)
 
-.PHONY: bench test quick-test check format clean
+.PHONY: bench test quick-test check format docs clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed
@@ -29,11 +30,17 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy docs/_site
 	$(BIN)/lint-imports
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Without Material's note on MkDocs 2, which is no warning about these pages.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
@@ -48,4 +55,8 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[samples,dev]'
+	touch $@
+
+$(VENV)/.installed-docs: pyproject.toml $(VENV)/.installed | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[samples,docs]'
 	touch $@
