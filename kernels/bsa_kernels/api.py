@@ -105,9 +105,10 @@ def bsa_attention(
         tiled: q, k, v and the result are tile-major [B, H, N*M, D], see `tile_permute`; padding is not read, and zero
             in the result.
 
-    Under `torch.compile` and `torch.export` the engine `triton` is three opaque operators, `cpu` two; under autocast
-    q, k and v are converted first; `torch.use_deterministic_algorithms` makes the backward of `triton` add in a fixed
-    order, which that of `cpu` always does.
+    Under `torch.compile` and `torch.export` the engine `triton` is three opaque operators; with `cpu` the attention is
+    one, and the selection, in torch, is not traced whole. Under autocast q, k and v are converted first;
+    `torch.use_deterministic_algorithms` makes the backward of `triton` add in a fixed order, which that of `cpu` always
+    does.
 
     The other arguments are those of `make_bsa_plan`.
 

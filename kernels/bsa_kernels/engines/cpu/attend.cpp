@@ -10,6 +10,8 @@
 // walks all query blocks in order; the gradient of a query row gets its addends of one group after those of all groups
 // before, for which a thread waits where it has to. Neither order depends on how many groups there are.
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -707,23 +709,25 @@ int with_attention(const Problem& problem, Body&& body) {
 
 }  // namespace
 
+#define BSA_EXPORT __attribute__((visibility("default")))
+
 extern "C" {
 
-int64_t bsa_problem_bytes() { return sizeof(Problem); }
+BSA_EXPORT int64_t bsa_problem_bytes() { return sizeof(Problem); }
 
-int bsa_forward(const Problem* problem) {
+BSA_EXPORT int bsa_forward(const Problem* problem) {
   return with_attention(*problem, [](auto& attention) { attention.forward(); });
 }
 
-int bsa_backward(const Problem* problem) {
+BSA_EXPORT int bsa_backward(const Problem* problem) {
   return with_attention(*problem, [](auto& attention) { attention.backward(); });
 }
 
-int bsa_flop(const Problem* problem, int is_backward, int64_t* flop) {
+BSA_EXPORT int bsa_flop(const Problem* problem, int is_backward, int64_t* flop) {
   return with_attention(*problem, [&](auto& attention) { *flop = attention.flop(is_backward != 0); });
 }
 
 #ifdef BSA_COUNT_FLOP
-int64_t bsa_counted_flop() { return counted_flop.exchange(0); }
+BSA_EXPORT int64_t bsa_counted_flop() { return counted_flop.exchange(0); }
 #endif
 }

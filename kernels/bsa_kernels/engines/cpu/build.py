@@ -25,7 +25,16 @@ _LIMIT_S = 300.0
 _STALE_S = 3600.0
 # Not -ffast-math: it assumes that there is no infinity, by which rows without keys are told, and in a library it
 # makes some linkers set the whole process to flush subnormal numbers to zero.
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-shared",
+    "-pthread",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 
 
 class BuildError(Exception):

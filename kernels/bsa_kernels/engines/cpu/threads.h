@@ -1,7 +1,7 @@
 // One parallel region per pass: threads that are started for the call and joined at its end.
 //
 // Neither torch's OpenMP pool nor one of our own. torch's cannot be entered without its headers, a second one would spin
-// beside it, and libgomp's deadlocks in a child of fork. Threads of the call hold no state: any number of Python threads
+// next to it, and libgomp's deadlocks in a child of fork. Threads of the call hold no state: any number of Python threads
 // may call at once, before and after a fork. Starting one takes about 20 us, a pass of interest many milliseconds.
 #pragma once
 
