@@ -61,6 +61,7 @@ ENGINES: dict[str, tuple[str, frozenset[str]]] = {
     "xformers": ("bsa_bench.engines.dense:XFORMERS", _DENSE),
     "flex": ("bsa_bench.engines.blocks:FLEX", _BLOCKS),
     "gather": ("bsa_bench.engines.blocks:GATHER", _BLOCKS),
+    "cpu": ("bsa_bench.engines.blocks:CPU", _BLOCKS),
     "triton": ("bsa_bench.engines.blocks:TRITON", _BLOCKS),
     # Its dense attention would be `full@triton` under a second name.
     "triton-tiled": ("bsa_bench.engines.blocks:TRITON_TILED", frozenset({BLOCKS, ELEMENT_RULES})),

@@ -17,6 +17,8 @@ from bsa_bench.result import PassName
 from bsa_kernels import CAUSAL, BlockGrid, BlockPlan, full_plan
 from bsa_kernels.block_engine import lse_runner
 from bsa_kernels.block_sparse.tile_table import padded
+from bsa_kernels.engines.cpu.build import BuildError, find_compiler
+from bsa_kernels.engines.cpu.engine import CPU as CPU_KERNELS
 from bsa_kernels.engines.gluon import GLUON as GLUON_KERNELS
 from bsa_kernels.engines.kept import FLEX as FLEX_KERNELS
 from bsa_kernels.engines.kept import GATHER as GATHER_KERNELS
@@ -185,7 +187,19 @@ class Flex(Blocks):
         return super().executed_flop(contract, state, which)
 
 
+class Cpu(Blocks):
+    """Our kernels for CPUs, compiled on this machine."""
+
+    def version(self) -> str:
+        """This package, whose source it is, and what compiled it, if there is something that can."""
+        try:
+            return f"{super().version()}, {find_compiler().version}"
+        except BuildError:
+            return super().version()
+
+
 GATHER = Blocks("gather", "torch", GATHER_KERNELS)
+CPU = Cpu("cpu", "bsa-bench", CPU_KERNELS)
 FLEX = Flex("flex", "torch", FLEX_KERNELS)
 _INTERPRETED = "Triton ran in its interpreter, which verifies on a CPU and tells no speed; time it on a GPU."
 TRITON = Formed("triton", "triton", TRITON_KERNELS, untimed_on_cpu=_INTERPRETED)

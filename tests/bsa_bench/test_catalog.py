@@ -21,7 +21,7 @@ def test_every_engine_loads_under_its_name_and_offers_what_the_catalogue_says(na
     engine = catalog.load_engine(name)
     assert engine.name == name
     assert engine.offers == catalog.offers(name)
-    everywhere = {"sdpa-math", "sdpa-flash", "gather", "flex", "recurrence", "chunked", "simulator"}
+    everywhere = {"sdpa-math", "sdpa-flash", "gather", "cpu", "flex", "recurrence", "chunked", "simulator"}
     reason = engine.unsupported(torch.device("cpu"), torch.float32, 32, backward=False)
     assert reason is None or name not in everywhere
 

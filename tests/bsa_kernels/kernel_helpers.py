@@ -14,6 +14,9 @@ from bsa_kernels.stages import plan_stages
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+# Engines that run every plan in every format on this device.
+PORTABLE = ["reference", "gather", *(["cpu"] if DEVICE.type == "cpu" else [])]
+
 # An engine may err this many times as much as plain torch with the same roundings (FlashAttention's rule has 2), and
 # besides, where plain torch happens to be exact, by one rounding to the result's format and these many of an fp32 sum.
 BUDGET_FACTOR = 2.5

@@ -120,12 +120,17 @@ def run_plan(name, plan, x, *, scale=0.3, lse=False):
     """Output of an engine in natural order; with `lse` also the log-sum-exp."""
     engine = get_engine(name)
     assert engine.unsupported_plan(plan) is None
-    tiles = plan.q_grid.permute(x.q), plan.kv_tiles(x.k), plan.kv_tiles(x.v)
-    prepared = engine.prepare(plan, tiles[0])
-    if not lse:
-        return plan.fill_output(engine.attend(*tiles, plan, prepared, scale=scale))
-    out, found = engine.attend_lse(*tiles, plan, prepared, scale=scale)
-    return plan.fill_output(out), plan.fill_lse(found)
+    tokens = x.q, x.k, x.v
+    if engine.layout == "tiled":
+        tokens = plan.q_grid.permute(x.q), plan.kv_tiles(x.k), plan.kv_tiles(x.v)
+    prepared = engine.prepare(plan, tokens[0])
+    if lse:
+        out, found = engine.attend_lse(*tokens, plan, prepared, scale=scale)
+    else:
+        out = engine.attend(*tokens, plan, prepared, scale=scale)
+    assert engine.fills == (engine.layout == "natural")
+    out = out if engine.fills else plan.fill_output(out)
+    return (out, plan.fill_lse(found)) if lse else out
 
 
 def run_flex_mask(plan, x, *, scale=0.3):

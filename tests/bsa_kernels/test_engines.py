@@ -7,6 +7,7 @@ import torch
 from attention_oracles import natural_attention
 from kernel_helpers import (
     DEVICE,
+    PORTABLE,
     assert_close_to_reference,
     error_budgets,
     hand_plan,
@@ -60,7 +61,7 @@ def assert_close(results, exact, budgets):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_fill", [False, True])
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 @pytest.mark.parametrize(("grid", "q_block", "kv_block"), SHAPES)
 def test_output_and_gradients_equal_rows_of_softmax_in_natural_order(grid, q_block, kv_block, engine, zero_fill):
     inputs, plan = case(grid, q_block, kv_block, dtype=FP64, batch=2, zero_fill=zero_fill)
@@ -69,7 +70,7 @@ def test_output_and_gradients_equal_rows_of_softmax_in_natural_order(grid, q_blo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 @pytest.mark.parametrize("zero_fill", [False, True])
 def test_dead_blocks_and_empty_lists_equal_natural_order(engine, zero_fill):
     inputs, plan = hard_case(FP64, zero_fill=zero_fill)
@@ -78,7 +79,7 @@ def test_dead_blocks_and_empty_lists_equal_natural_order(engine, zero_fill):
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.25, 1.0])
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_the_softmax_scale_is_the_callers(engine, scale):
     inputs, plan = case((3, 5, 6), dtype=FP64)
     exact = natural_attention(inputs, plan, scale=scale)
@@ -86,14 +87,14 @@ def test_the_softmax_scale_is_the_callers(engine, scale):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["reference", "gather", "triton", "flex"])
+@pytest.mark.parametrize("engine", [*PORTABLE, "triton", "flex"])
 def test_the_same_plan_gives_the_same_output_on_every_engine(engine):
     inputs, plan = hard_case()
     assert_close_to_reference(engine, inputs, plan, backward=engine != "flex" or HAS_FLEX_BACKWARD)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["reference", "gather", "triton"])
+@pytest.mark.parametrize("engine", [*PORTABLE, "triton"])
 def test_the_same_plan_gives_the_same_output_on_every_engine_in_half_precision(engine):
     inputs, plan = hard_case(FP16)
     assert_close_to_reference(engine, inputs, plan)
@@ -102,11 +103,12 @@ def test_the_same_plan_gives_the_same_output_on_every_engine_in_half_precision(e
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
 @pytest.mark.parametrize(("grid", "q_block", "kv_block"), SHAPES)
-def test_gather_stays_inside_the_budget_of_its_format(grid, q_block, kv_block, dtype):
-    assert_close_to_reference("gather", *case(grid, q_block, kv_block, dtype=dtype, batch=2))
+@pytest.mark.parametrize("engine", PORTABLE[1:])
+def test_every_engine_stays_inside_the_budget_of_its_format(engine, grid, q_block, kv_block, dtype):
+    assert_close_to_reference(engine, *case(grid, q_block, kv_block, dtype=dtype, batch=2))
 
 
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
 @pytest.mark.parametrize("scale", [1, 4, 16])
 def test_large_inputs_stay_inside_the_budget(engine, dtype, scale):
@@ -117,7 +119,7 @@ def test_large_inputs_stay_inside_the_budget(engine, dtype, scale):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "dtype"),
-    [("reference", FP32), ("reference", BF16), ("gather", FP32), ("gather", BF16), ("flex", FP32)],
+    [*((engine, dtype) for engine in PORTABLE for dtype in (FP32, BF16)), ("flex", FP32)],
 )
 def test_a_block_nobody_chose_has_exact_zero_gradients_and_an_empty_list_gives_exact_zeros(engine, dtype, monkeypatch):
     inputs, plan = hard_case(dtype)
@@ -137,7 +139,7 @@ def test_a_block_nobody_chose_has_exact_zero_gradients_and_an_empty_list_gives_e
             assert (tiles[name][:, :, 3, 0] != 0).all()
 
 
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_gradients_of_pruned_queries_are_exact_zeros(engine, monkeypatch):
     inputs, plan = case((5, 7, 9), density=0.5)
     poison_empty(monkeypatch)
@@ -148,7 +150,7 @@ def test_gradients_of_pruned_queries_are_exact_zeros(engine, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_gradients_pass_gradcheck_with_the_plan_held_fixed(engine):
     inputs, plan = case((3, 2, 3), (2, 2, 2), (1, 2, 3), dtype=FP64, head_dim=2, heads=1)
     assert plan.kv_counts.min() < plan.kv_grid.num_blocks
@@ -156,7 +158,7 @@ def test_gradients_pass_gradcheck_with_the_plan_held_fixed(engine):
     assert torch.autograd.gradcheck(attend, (inputs.q, inputs.k, inputs.v))
 
 
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_inputs_gradients_and_tables_need_not_be_contiguous(engine):
     inputs, plan = case((4, 5, 6), heads=1)
     expected = run(engine, inputs, plan)
@@ -177,7 +179,7 @@ def test_inputs_gradients_and_tables_need_not_be_contiguous(engine):
         torch.testing.assert_close(result, expected[name].expand_as(result), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_heads_and_batches_may_be_put_in_any_order(engine):
     inputs, plan = case((3, 5, 6), dtype=FP64, batch=2, heads=3)
     result = run(engine, inputs, plan)
@@ -193,7 +195,7 @@ def test_heads_and_batches_may_be_put_in_any_order(engine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_half_precision_gradients_of_a_popular_block_are_summed_in_fp32(engine, monkeypatch):
     for name in ("_BATCH_BYTES_CPU", "_BATCH_BYTES_GPU"):
         monkeypatch.setattr(gather, name, 1)
@@ -221,7 +223,7 @@ def test_gather_gives_the_same_whatever_its_batches(batch_bytes, monkeypatch):
 
 def test_auto_is_triton_on_cuda_and_gather_elsewhere():
     assert [auto_engine(torch.device(kind)) for kind in ("cuda", "cpu", "mps")] == ["triton", "gather", "gather"]
-    assert set(ENGINES) == {"reference", "gather", "flex", "triton", "gluon"}
+    assert set(ENGINES) == {"reference", "gather", "flex", "triton", "gluon", "cpu"}
 
 
 def test_flex_says_what_it_cannot_run_and_what_to_do():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_helpers import DEVICE, max_error, random_mask
+from kernel_helpers import DEVICE, PORTABLE, max_error, random_mask
 from plan_oracle import GRIDS, given, made_plan, oracle, run_plan, token_mask
 
 from bsa_kernels import BlockGrid, BlockPlan, full_plan, merge_streams
@@ -27,7 +27,7 @@ def finite(lse):
 @pytest.mark.parametrize(("rule", "prefix"), KINDS)
 @pytest.mark.parametrize(("q_grid", "kv_grid"), GRIDS)
 @pytest.mark.parametrize("zero_fill", [False, True])
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_lse_and_gradients_through_it_are_those_of_the_definition(engine, q_grid, kv_grid, rule, prefix, zero_fill):
     made = made_plan(q_grid, kv_grid, rule=rule, prefix=prefix, density=0.3, zero_fill=zero_fill)
     x = given(made.plan)
@@ -43,7 +43,7 @@ def test_lse_and_gradients_through_it_are_those_of_the_definition(engine, q_grid
         assert max_error(one, other) < 1e-9
 
 
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_lse_alone_has_gradients_of_q_and_k_and_none_of_v(engine):
     made = made_plan(*GRIDS[0], rule=CAUSAL)
     x = given(made.plan)
@@ -54,7 +54,7 @@ def test_lse_alone_has_gradients_of_q_and_k_and_none_of_v(engine):
     assert found[2] is None or (found[2] == 0).all()
 
 
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_attention_and_attention_with_lse_give_the_same_output(engine):
     made = made_plan(*GRIDS[0], rule=ElementRule.band(9, 3))
     x = given(made.plan, dtype=torch.float32)
@@ -63,7 +63,7 @@ def test_attention_and_attention_with_lse_give_the_same_output(engine):
     assert lse.dtype == torch.float32
 
 
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_lse_of_half_precision_is_in_fp32(engine):
     made = made_plan(*GRIDS[0])
     x = given(made.plan, 16, dtype=torch.bfloat16)
@@ -72,7 +72,7 @@ def test_lse_of_half_precision_is_in_fp32(engine):
     assert_same_lse(lse, oracle(made, x)[1], 1e-5)
 
 
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_lse_of_large_logits_does_not_overflow(engine):
     made = made_plan(*GRIDS[0], rule=CAUSAL)
     x = given(made.plan, dtype=torch.float32, scale=64)
@@ -120,7 +120,7 @@ def split_plans(engine_grids, *, rule=FULL):
 
 
 @pytest.mark.parametrize("rule", [FULL, CAUSAL])
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_two_disjoint_plans_merged_are_one_plan(engine, rule):
     whole, *parts = split_plans(GRIDS[0], rule=rule)
     x = given(whole)
@@ -138,7 +138,7 @@ def test_two_disjoint_plans_merged_are_one_plan(engine, rule):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_a_band_a_past_and_a_prefix_merged_are_causal_attention_with_the_prefix(engine):
     """Three streams with three block shapes, which one plan could not list."""
     length, prefix = 30, 5

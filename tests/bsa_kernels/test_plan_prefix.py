@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_helpers import DEVICE, max_error
+from kernel_helpers import DEVICE, PORTABLE, max_error
 from plan_oracle import GRIDS, assert_runs, given, made_plan, oracle, run_flex_mask, run_plan, token_mask
 
 from bsa_kernels import BlockGrid, BlockPlan, full_plan
@@ -65,7 +65,7 @@ def test_the_dense_mask_shows_the_prefix_first_and_to_every_computed_row(q_grid,
 @pytest.mark.parametrize("prefix", [3, 8, 33])
 @pytest.mark.parametrize("rule", [FULL, CAUSAL, ElementRule.band(4, 2)])
 @pytest.mark.parametrize(("q_grid", "kv_grid"), GRIDS)
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_output_and_gradients_with_a_prefix_are_those_of_the_definition(engine, q_grid, kv_grid, rule, prefix):
     made = made_plan(q_grid, kv_grid, rule=rule, prefix=prefix, density=0.3, zero_fill=prefix == 8)
     assert_runs(engine, made, given(made.plan))
@@ -74,7 +74,7 @@ def test_output_and_gradients_with_a_prefix_are_those_of_the_definition(engine, 
 @pytest.mark.parametrize("prefix", [0, 5])
 @pytest.mark.parametrize("keep", [0.5, 1])
 @pytest.mark.parametrize(("q_grid", "kv_grid"), CROSS)
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_output_and_gradients_of_cross_lengths_are_those_of_the_definition(engine, q_grid, kv_grid, keep, prefix):
     made = made_plan(q_grid, kv_grid, prefix=prefix, keep=keep, batch=2)
     assert torch.equal(made.plan.dense_mask(), token_mask(made)[0])
@@ -104,7 +104,7 @@ def test_flex_refuses_what_torch_compiles_wrong_on_cpus(head_dim):
         run_plan("flex", made.plan, given(made.plan, head_dim, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_a_query_block_that_lists_nothing_sees_the_prefix_alone(engine):
     grid = BlockGrid((1, 1, 12), (1, 1, 4))
     plan = BlockPlan.from_mask(grid, grid, torch.zeros(1, 1, 3, 3, dtype=torch.bool, device=DEVICE), prefix=3)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
-from kernel_helpers import DEVICE, max_error
+from kernel_helpers import DEVICE, PORTABLE, max_error
 from naive_bsa import blocks_of
 from plan_oracle import GRIDS, assert_runs, given, made_plan, obeys, oracle, run_flex_mask, run_plan, token_mask
 
@@ -94,13 +94,13 @@ def test_the_dense_mask_is_the_definition(q_grid, kv_grid, rule):
 @pytest.mark.parametrize("keep", [0.5, 1])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("q_grid", "kv_grid"), GRIDS)
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_output_and_gradients_under_a_rule_are_those_of_the_definition(engine, q_grid, kv_grid, rule, keep):
     made = made_plan(q_grid, kv_grid, rule=rule, keep=keep, zero_fill=keep == 0.5, batch=2)
     assert_runs(engine, made, given(made.plan))
 
 
-@pytest.mark.parametrize("engine", ["reference", "gather"])
+@pytest.mark.parametrize("engine", PORTABLE)
 def test_lists_of_touched_blocks_alone_give_the_same_output(engine):
     q_grid, kv_grid = GRIDS[0]
     rule = ElementRule.band(9, 4)

@@ -42,6 +42,12 @@ def _gluon() -> tuple[BlockEngine, BlockEngine]:
     return GLUON, GLUON_TILED
 
 
+def _cpu() -> tuple[BlockEngine, BlockEngine]:
+    from bsa_kernels.engines.cpu.engine import CPU, CPU_TILED
+
+    return CPU, CPU_TILED
+
+
 #: For each name a function that loads the engine and its form that reads tile-major tensors.
 ENGINES: dict[str, Callable[[], tuple[BlockEngine, BlockEngine]]] = {
     "reference": _reference,
@@ -49,6 +55,7 @@ ENGINES: dict[str, Callable[[], tuple[BlockEngine, BlockEngine]]] = {
     "flex": _flex,
     "triton": _triton,
     "gluon": _gluon,
+    "cpu": _cpu,
 }
 
 

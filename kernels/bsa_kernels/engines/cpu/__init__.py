@@ -1,0 +1,1 @@
+"""The engine `cpu`: block-sparse attention in C++, compiled on first use; see `engine`."""
