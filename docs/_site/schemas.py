@@ -65,7 +65,7 @@ def results() -> str:
 def _stored_models() -> list[type[BaseModel]]:
     """The models of a line, each line's own first."""
     found = [each for each in vars(result).values() if inspect.isclass(each) and issubclass(each, result.Line)]
-    first = [result.RunLine, result.Result]
+    first: list[type[BaseModel]] = [result.RunLine, result.Result]
     return [*first, *(each for each in found if each not in {*first, result.Line}), Workload, InputSpec]
 
 

@@ -177,7 +177,7 @@ def test_a_case_too_big_for_this_machine_is_skipped_with_its_need_and_the_rest_i
 ):
     scripted()
     small = DeviceModel("cpu", 1e12, 1e11, memory_bytes=300_000, start_s=0.0)
-    monkeypatch.setattr(DeviceModel, "of", lambda _: small)
+    monkeypatch.setattr(DeviceModel, "of", lambda *_, **__: small)
     code, out, _ = bench("run", "--suite", "tiny.toml", "--run-id", "r")
     assert code == 0
     by_status = {r.case.implementation: r for r in read_run("results/r").results}

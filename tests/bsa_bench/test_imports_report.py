@@ -245,7 +245,7 @@ def test_report_takes_several_files(bench, folder, unrendered):
     code, out, _ = bench("report", "r", "--out", "page", *flags, "--json")
     assert code == 0
     document = json.loads(out)
-    text = Path(document["markdown"]).read_text()
+    text = Path(document["markdown"][0]).read_text()
     assert "published, GPU A |" in text
     assert "published, GPU B |" in text
     assert "page/tflops-published-forward.png" in document["plots"]

@@ -67,7 +67,7 @@ def test_each_round_runs_every_group_once_in_a_fresh_worker(bench):
     lines = bench.output.read_text().splitlines()
     assert lines[0].startswith("18 measurements, 3 processes a case, about ")
     assert lines[-1].startswith("[18/18] ")
-    assert " forward+backward, process 3 of 3: OK 52.0 ms" in lines[-1]
+    assert " forward+backward, 256 tokens, process 3 of 3: OK 52.0 ms" in lines[-1]
 
 
 @pytest.mark.slow

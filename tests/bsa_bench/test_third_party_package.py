@@ -144,7 +144,7 @@ def test_a_stored_run_is_read_reported_and_exported_where_the_package_is_not_ins
     assert list(pd.read_csv("r.csv")["implementation"]) == list(frame.index)
     code, out, _ = bench("report", "r", "--json")
     assert code == 0
-    report = Path(json.loads(out)["markdown"]).read_text()
+    report = Path(json.loads(out)["markdown"][0]).read_text()
     assert "`window-tiles@gather`" in report
     assert "`window-tiles@dense-mask`" in report
 

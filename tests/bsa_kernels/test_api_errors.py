@@ -81,7 +81,7 @@ def test_a_plan_on_another_device_is_refused():
 
 @pytest.mark.parametrize("call", [bsa_attention, None])
 def test_an_unknown_engine_is_refused_with_the_list_of_known_ones(call):
-    message = "engine: expected one of auto, reference, gather, flex, triton, gluon; got 'cuda'"
+    message = "engine: expected one of auto, reference, gather, flex, triton, gluon, cpu; got 'cuda'"
     with pytest.raises(ValueError, match=message):
         bsa_attention(*inputs(), grid=GRID, engine="cuda") if call else get_engine("cuda")
 
