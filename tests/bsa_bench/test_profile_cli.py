@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,18 @@ def durations(events, name):
     return [e["dur"] for e in events if e.get("cat") == "user_annotation" and e["name"] == f"bsa-bench: {name}"]
 
 
+def undisturbed(where):
+    """Profile into `bsa`, again where another job took the processor between two phases, at most three times."""
+    for _ in range(3):
+        shutil.rmtree(where / "bsa", ignore_errors=True)
+        done = command(*RUN, "bsa@gather", "passes=forward+backward", "--out", "bsa", cwd=where)
+        if done.returncode == 0:
+            made = json.loads((where / "bsa/profile.json").read_text())
+            if abs(made["phases_s"] / made["profiled_s"] - 1) < 0.04:
+                break
+    return done
+
+
 @pytest.fixture(scope="module")
 def profiles(tmp_path_factory):
     """Real profiles of a sparse and of a dense case on this CPU; tests only read them."""
@@ -40,7 +53,7 @@ def profiles(tmp_path_factory):
     suite = TINY.replace('["forward"]', '["forward", "forward+backward"]').replace("[4, 8, 8]", "[8, 16, 16]")
     (where / "tiny.toml").write_text(suite)
     done = {
-        "bsa": command(*RUN, "bsa@gather", "passes=forward+backward", "--out", "bsa", cwd=where),
+        "bsa": undisturbed(where),
         "dense": command(*RUN, "full@sdpa-flash", "passes=forward", "--json", cwd=where),
     }
     for each in done.values():
@@ -58,13 +71,10 @@ def test_the_trace_has_a_range_of_each_phase_and_they_add_up_to_the_call(profile
     phases = [*FORWARD, "fill_backward", "attend_backward", "permute_backward"]
     by_phase = {name: durations(events, name) for name in phases}
     assert all(len(each) == 2 for each in by_phase.values())
-    # What lies between two phases is a moment, unless another job takes the processor then: so of one call of the two.
-    gaps = [1 - sum(each[call] for each in by_phase.values()) / calls[call] for call in range(2)]
-    assert min(map(abs, gaps)) < 0.05
-    assert max(map(abs, gaps)) < 0.3
+    assert sum(map(sum, by_phase.values())) == pytest.approx(sum(calls), rel=0.05)
     made = json.loads((where / "bsa/profile.json").read_text())
     assert [phase["name"] for phase in made["phases"]] == phases
-    assert made["phases_s"] == pytest.approx(made["profiled_s"], rel=0.3)
+    assert made["phases_s"] == pytest.approx(made["profiled_s"], rel=0.05)
     assert sum(phase["share"] for phase in made["phases"]) == pytest.approx(1, rel=0.05)
     own = sum(o["self_s"] for o in made["operators"])
     assert own + made["host_share"] * made["profiled_s"] == pytest.approx(made["profiled_s"], rel=0.05)
