@@ -158,6 +158,7 @@ def _report_tables() -> Callable[[], list[str]]:
     from bsa_bench.report import tables
     from bsa_bench.report.findings import findings
     from bsa_bench.report.labels import Labels
+    from bsa_bench.report.verdicts import Verdicts
     from bsa_bench.store.derive import derive
 
     run = _results()()
@@ -165,7 +166,7 @@ def _report_tables() -> Callable[[], list[str]]:
     labels = Labels(row.result.case for row in rows)
     return lambda: [
         *findings(run, rows, labels),
-        *tables.overview_table(rows, labels),
+        *tables.overview_table(rows, labels, Verdicts(rows, run.environment.device_kind)),
         *tables.phase_table(rows, labels),
         *tables.environment_table(run),
     ]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from bsa_bench.report.findings import fastest, groups
 from bsa_bench.report.labels import Labels, latency_text, percent, processes_text, scientific, shape_label, speedup_text
 from bsa_bench.report.table_text import markdown_grid
+from bsa_bench.report.verdicts import Verdicts
 from bsa_bench.result import Environment
 from bsa_bench.store.derive import Latency, Ratio, Row
 from bsa_bench.store.frame import PHASES
@@ -57,7 +58,7 @@ def environment_facts(run: Run) -> dict[str, str]:
     return {name: str(value) for name, value in facts.items() if value not in {None, ""}}
 
 
-def overview_table(rows: Sequence[Row], labels: Labels) -> list[str]:
+def overview_table(rows: Sequence[Row], labels: Labels, verdicts: Verdicts) -> list[str]:
     """One line for each workload and pass: the fastest dense row, the fastest correct row, the speed-up."""
     body = []
     for group in groups(rows).values():
@@ -68,7 +69,7 @@ def overview_table(rows: Sequence[Row], labels: Labels) -> list[str]:
                 f"{shape_label(case.workload)}{', causal' * case.claims.causal}",
                 case.passes,
                 f"{case.workload.num_tokens:,}",
-                _named(dense, labels),
+                _named(dense, labels) + (verdicts.share_measured(case) if dense else ""),
                 _named(best, labels),
                 ("dense" if best.is_dense else speedup_text(best.speedup)) if best and best.speedup else "-",
                 format_ratio(best.ideal_speedup) if best and not best.is_dense else "-",
@@ -79,7 +80,7 @@ def overview_table(rows: Sequence[Row], labels: Labels) -> list[str]:
     return table(head, body, words=2)
 
 
-def speed_table(rows: Sequence[Row], labels: Labels) -> list[str]:
+def speed_table(rows: Sequence[Row], labels: Labels, verdicts: Verdicts) -> list[str]:
     """All implementations at one workload and pass, the fastest first, those without a figure last."""
     best = fastest(rows)
     has_several = any(row.num_processes > 1 for row in rows)
@@ -94,7 +95,7 @@ def speed_table(rows: Sequence[Row], labels: Labels) -> list[str]:
                 latency_text(row.whole) + _doubts(row),
                 _samples_text(row.whole),
                 *([_variation_text(row.whole)] if has_several else []),
-                "baseline" if row.is_baseline else speedup_text(row.speedup),
+                verdicts.baseline(row) if row.is_baseline else speedup_text(row.speedup),
                 "-" if row.is_dense or not row.whole else format_ratio(row.ideal_speedup),
                 "-" if row.is_dense else percent(row.achieved_share),
                 _part_text(row.attend_only, row.speedup_attend_only),

@@ -84,18 +84,12 @@ def _cells(row: Row, labels: Labels, verdicts: Verdicts) -> tuple[str, ...]:
     return (
         labels.of(row.result.case),
         latency_text(row.whole),
-        _baseline(row, verdicts) if row.is_baseline else speedup_text(row.speedup),
+        verdicts.baseline(row) if row.is_baseline else speedup_text(row.speedup),
         "-" if row.is_dense or not row.whole else format_ratio(row.ideal_speedup),
         "-" if row.is_dense else percent(row.achieved_share),
         "-" if row.is_dense else scientific(checks.dense.relative_l2 if checks and checks.dense else None),
         ", ".join((row.status_word, *row.doubts)),
     )
-
-
-def _baseline(row: Row, verdicts: Verdicts) -> str:
-    """`baseline`, with how many of the dense engines were measured where that is not all."""
-    measured, asked = verdicts.num_dense(row.result.case)
-    return "baseline" if measured == asked else f"baseline ({measured} of {asked})"
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:

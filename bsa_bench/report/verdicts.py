@@ -46,6 +46,15 @@ class Verdicts:
         measured, asked = self.num_dense(row.result.case)
         return name if measured == asked else f"the fastest dense measured ({measured} of {asked}), {name}"
 
+    def baseline(self, row: Row) -> str:
+        """`baseline` for the row that others are compared with, `baseline (1 of 4)` where dense engines were left."""
+        return f"baseline{self.share_measured(row.result.case)}"
+
+    def share_measured(self, case: Case) -> str:
+        """` (1 of 4)` where one of four dense engines was measured for what a case is compared with; else nothing."""
+        measured, asked = self.num_dense(case)
+        return f" ({measured} of {asked})" if measured < asked else ""
+
     def doubt(self, row: Row) -> str | None:
         """Why the speed-up of a row is no verdict; null where it is one.
 

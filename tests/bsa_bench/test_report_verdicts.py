@@ -1,11 +1,13 @@
 """Which speed-ups are verdicts, and in which words, in the report and on the terminal."""
 
 import io
+import re
 
 import pytest
 import report_factory as made
 from rich.console import Console
 
+from bsa_bench.report import tables
 from bsa_bench.report.findings import findings
 from bsa_bench.report.labels import Labels
 from bsa_bench.report.terminal import print_table
@@ -53,6 +55,10 @@ def test_over_a_dense_engine_that_is_slower_than_one_that_was_left_there_is_no_v
     largest = f"{words.replace('`', '')}, {why}; ideal"
     assert f"No speed-up is a verdict; the largest: bsa@gather, forward at 1,024 tokens, {largest}" in shown
     assert "baseline (1 of 2)" in shown
+    table = "\n".join(tables.speed_table(rows, Labels(row.result.case for row in rows), verdicts))
+    assert re.search(r"`full@flex` .*\| +baseline \(1 of 2\) \|", table)
+    overview = "\n".join(tables.overview_table(rows, Labels(row.result.case for row in rows), verdicts))
+    assert re.search(r"`full@flex` 1\.00 s \(1 of 2\) \|", overview)
 
 
 def test_a_dense_engine_that_was_left_and_is_expected_to_be_slower_takes_nothing_from_the_verdict_but_is_said(tmp_path):

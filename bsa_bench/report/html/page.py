@@ -25,6 +25,7 @@ from bsa_bench.report.html.records import COLUMNS, cells, figures, marks, shape
 from bsa_bench.report.labels import Labels, describe_cases
 from bsa_bench.report.phases import COLOURS
 from bsa_bench.report.tables import environment_facts
+from bsa_bench.report.verdicts import Verdicts
 from bsa_bench.report.words import NOTES, shown_path, status_lines, summary, title
 from bsa_bench.result import PASSES
 from bsa_bench.store.derive import Row, derive
@@ -74,6 +75,11 @@ class _Source:
     def labels(self) -> Labels:
         """Of this run alone, for its sentences."""
         return Labels(row.result.case for row in self.rows)
+
+    @cached_property
+    def verdicts(self) -> Verdicts:
+        """Of this run, within which a row is compared."""
+        return Verdicts(self.rows, self.run.environment.device_kind)
 
 
 def write_page(runs: Mapping[str, Run], file: Path) -> None:
@@ -220,7 +226,7 @@ def _data(sources: Sequence[_Source]) -> dict[str, Any]:
                     "shape": shape(row),
                     "status": row.status_word,
                     "marks": marks(row),
-                    "cells": cells(row, labels),
+                    "cells": cells(row, labels, source.verdicts),
                     "figures": figures(row, labels, name),
                     "behind": behind(row, line, every=every),
                 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bsa_bench.report.labels import Labels, latency_text, percent, scientific, shape_label, speedup_text
+from bsa_bench.report.verdicts import Verdicts
 from bsa_bench.store.derive import Latency, Ratio, Row
 from bsa_bench.units import format_bytes, format_ratio, three_digits
 
@@ -40,7 +41,7 @@ COLUMNS = (
 )
 
 
-def cells(row: Row, labels: Labels) -> list[Cell]:
+def cells(row: Row, labels: Labels, verdicts: Verdicts) -> list[Cell]:
     """One for each of `COLUMNS`."""
     case, checks, memory, error = row.result.case, row.result.correctness, row.result.memory, row.worst_error
     dense = checks.dense.relative_l2 if checks and checks.dense else None
@@ -55,7 +56,7 @@ def cells(row: Row, labels: Labels) -> list[Cell]:
         (latency_text(row.whole), row.whole.median if row.whole else None),
         (", ".join(marks(row)) or "-", ", ".join(marks(row))),
         (
-            "baseline" if row.is_baseline else speedup_text(row.speedup),
+            verdicts.baseline(row) if row.is_baseline else speedup_text(row.speedup),
             row.speedup.value if row.speedup else None,
         ),
         (format_ratio(row.ideal_speedup) if shows_ideal else "-", row.ideal_speedup if shows_ideal else None),
