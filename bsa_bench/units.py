@@ -79,7 +79,10 @@ def three_digits(value: float) -> str:
     """Three significant digits without an exponent: `0.0512`, `5.12`, `51.2`, `512`, `5120`."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    # The exponent after rounding: 9.996 becomes 10.0, which needs one decimal less.
+    text = f"{value:#.3g}"
+    if "e" not in text:
+        return text.rstrip(".")
+    # The exponent after rounding: 9996 becomes 10000.
     decimals = 2 - int(f"{value:.2e}".partition("e")[2])
     return f"{value:.{min(max(decimals, 0), 12)}f}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,13 @@ def median_interval(ordered: Sequence[float], level: float = 0.95) -> tuple[floa
         Low, high and the coverage that this pair of order statistics has: the narrowest symmetric pair that reaches
         `level`, or the extremes where none does.
     """
-    n = len(ordered)
+    rank, coverage = _median_rank(len(ordered), level)
+    return ordered[rank], ordered[-1 - rank], coverage
+
+
+@lru_cache(maxsize=4096)
+def _median_rank(n: int, level: float) -> tuple[int, float]:
+    """Which order statistics bound the median of `n` samples, counted from either end, and their coverage."""
     tail = 0.0
     outer = 0
     for k in range(n // 2):
@@ -52,7 +59,7 @@ def median_interval(ordered: Sequence[float], level: float = 0.95) -> tuple[floa
         tail, outer = tail_next, k + 1
     rank = max(outer - 1, 0)
     coverage = 1 - 2 * sum(math.comb(n, i) for i in range(rank + 1)) / 2**n
-    return ordered[rank], ordered[n - 1 - rank], max(coverage, 0.0)
+    return rank, max(coverage, 0.0)
 
 
 def summarise(samples: Sequence[float]) -> Summary:

@@ -64,6 +64,16 @@ def latency(samples: Mapping[int, Sequence[float] | None]) -> Latency | None:
     processes = {index: own for index, own in samples.items() if own}
     if not processes or len(processes) < len(samples):
         return None
+    if len(processes) == 1:
+        [(index, own)] = processes.items()
+        alone = summarise(own)
+        return Latency(
+            **vars(alone) | {"median": median(own)},
+            medians={index: median(own)},
+            within=alone.variation,
+            between=0.0,
+            modes=(),
+        )
     over_processes = summarise_processes(list(processes.values()))
     pooled = summarise([sample for own in processes.values() for sample in own])
     return Latency(

@@ -48,13 +48,14 @@ def cells(row: Row, labels: Labels, verdicts: Verdicts) -> list[Cell]:
     peak = memory.peak_above_inputs_bytes if memory else None
     shows_ideal = not row.is_dense and row.whole is not None
     budget = error.budget if error else None
+    caveats = ", ".join(marks(row))
     return [
         (labels.of(case), labels.of(case)),
         (f"{row.num_tokens:,}", row.num_tokens),
         (case.passes, case.passes),
         (three_digits(row.density) if row.density else "-", row.density),
         (latency_text(row.whole), row.whole.median if row.whole else None),
-        (", ".join(marks(row)) or "-", ", ".join(marks(row))),
+        (caveats or "-", caveats),
         (
             verdicts.baseline(row) if row.is_baseline else speedup_text(row.speedup),
             row.speedup.value if row.speedup else None,
