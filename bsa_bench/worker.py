@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from bsa_bench.measure.process_start import ProcessStart
 from bsa_bench.prepare import Prepared, correctness_of_pass, failure, prepare, verify_fresh
 from bsa_bench.result import Case, Result, Status, TimerName
 from bsa_bench.run.cpu import set_up_cpu
@@ -51,6 +52,7 @@ def _probe(request: dict[str, Any]) -> dict[str, Any]:
     `request`: `threads`, for each device kind a list of [implementation, dtype, head_dim, backward], and whether to
     measure `ceilings`.
     """
+    started = ProcessStart.now()
     threads = set_up_cpu(request["threads"])
     import torch
 
@@ -68,8 +70,7 @@ def _probe(request: dict[str, Any]) -> dict[str, Any]:
         answers.append(
             unsupported(implementation, torch.device(kind), getattr(torch, dtype), head_dim, backward=backward)
         )
-    os.environ.pop("TRITON_INTERPRET", None)
-    environment = collect_environment(threads=threads, kind=kind)
+    environment = collect_environment(started=started, threads=threads, kind=kind)
     device = torch.device(kind)
     troubles, notes = _troubles(device)
     ceilings = []

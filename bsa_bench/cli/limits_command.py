@@ -21,6 +21,9 @@ def limits(out: Path | None, *, as_json: bool) -> int:
         StoreError: the file cannot be written; found out before anything is measured.
         BenchError: a kernel gave a wrong result.
     """
+    from bsa_bench.measure.process_start import ProcessStart
+
+    started = ProcessStart.now()
     import torch
 
     if out is not None:
@@ -33,7 +36,7 @@ def limits(out: Path | None, *, as_json: bool) -> int:
     from bsa_bench.measure.environment import collect_environment
 
     device = torch.device("cuda")
-    environment = collect_environment(threads=None, kind="cuda")
+    environment = collect_environment(started=started, threads=None, kind="cuda")
     found: list[Limit] = []
     for limit in measure(device, CudaClock()):
         found.append(limit)

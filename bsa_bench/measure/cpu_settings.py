@@ -31,6 +31,11 @@ def cpu_settings(root: Path = Path("/")) -> dict[str, Value]:
     }
 
 
+def usable_cores() -> list[int]:
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def cpu_load() -> dict[str, Value]:
     """How busy the machine is: its load average, and the share of time since boot that its host took from it."""
     import psutil

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +14,7 @@ import torch
 from bsa_bench.measure import nvml
 from bsa_bench.measure.cpu_settings import cpu_load, cpu_settings
 from bsa_bench.measure.device_state import gpu_uuid
+from bsa_bench.measure.process_start import ProcessStart, is_hashed
 from bsa_bench.result import VOLATILE, Environment
 from bsa_bench.workload import short_digest
 
@@ -30,20 +30,6 @@ _PACKAGES = (
     "pydantic",
     "safetensors",
 )
-_VARIABLES = (
-    "PYTORCH_",
-    "TORCH_",
-    "TORCHINDUCTOR_",
-    "TRITON_",
-    "CUDA_",
-    "NVIDIA_TF32",
-    "OMP_",
-    "MKL_",
-    "KMP_",
-    "GOMP_",
-    "GLIBC_",
-    "MALLOC_",
-)
 
 
 def device_kind() -> Literal["cpu", "cuda"]:
@@ -51,15 +37,22 @@ def device_kind() -> Literal["cpu", "cuda"]:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def collect_environment(*, threads: int | None, kind: Literal["cpu", "cuda"]) -> Environment:
-    """Describe this process's machine. The hash covers what makes timings comparable, not the commit or the load."""
-    cpu = _cpu(threads)
+def collect_environment(*, started: ProcessStart, threads: int | None, kind: Literal["cpu", "cuda"]) -> Environment:
+    """Describe this process's machine. The hash covers what makes timings comparable, not the commit or the load.
+
+    Args:
+        started: noted before torch was imported, as that sets variables.
+        threads: that a CPU is measured with.
+        kind: what is measured.
+    """
+    cpu = _cpu(started, threads)
     name, details = _gpu() if kind == "cuda" else (str(cpu["model"]), {})
     packages = {package: _version(package) for package in _PACKAGES}
-    variables = {k: v for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)}
+    variables = dict(started.variables)
+    hashed = {name: value for name, value in variables.items() if is_hashed(name)}
     commit, dirty = _git()
     settled = {key: value for key, value in cpu.items() if key not in VOLATILE}
-    stable = [kind, name, details, settled, platform.machine(), platform.python_version(), packages, variables]
+    stable = [kind, name, details, settled, platform.machine(), platform.python_version(), packages, hashed]
     return Environment(
         hash=short_digest(stable),
         device_kind=kind,
@@ -98,7 +91,7 @@ def _gpu() -> tuple[str, dict[str, str | int | float | bool | None]]:
     return properties.name, details
 
 
-def _cpu(threads: int | None) -> dict[str, str | int | float | None]:
+def _cpu(started: ProcessStart, threads: int | None) -> dict[str, str | int | float | None]:
     import psutil
 
     model = platform.processor()
@@ -114,7 +107,7 @@ def _cpu(threads: int | None) -> dict[str, str | int | float | None]:
     return {
         "model": model,
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": started.usable_cores,
         "threads": threads,
         "allocator": "freed memory stays mapped" if hasattr(ctypes.CDLL(None), "mallopt") else "system default",
         "memory_bytes": psutil.virtual_memory().total,

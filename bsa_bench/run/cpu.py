@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 
+from bsa_bench.measure.cpu_settings import usable_cores
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
@@ -34,11 +36,6 @@ def pin_to_last(count: int) -> None:
     Threads that there are already stay where they are; torch starts its own when they are first used.
     """
     _pin(usable_cores()[-count:])
-
-
-def usable_cores() -> list[int]:
-    """The cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def _pin(cores: list[int]) -> None:

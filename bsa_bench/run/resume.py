@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from bsa_bench.errors import MachineError, UsageError
 from bsa_bench.measure.choice import TimerSetting, timer_of_run
+from bsa_bench.measure.process_start import is_hashed
 from bsa_bench.result import VOLATILE, Environment, Status
 from bsa_bench.store.reader import Run
 
@@ -93,7 +94,11 @@ def _flat(environment: Environment) -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, value in fields.items():
         if isinstance(value, dict):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items() if name != "cpu" or key not in VOLATILE}
+            flat |= {f"{name}.{key}": inner for key, inner in value.items() if _is_compared(name, key)}
         else:
             flat[name] = value
     return flat
+
+
+def _is_compared(field: str, key: str) -> bool:
+    return key not in VOLATILE if field == "cpu" else field != "variables" or is_hashed(key)

@@ -7,10 +7,12 @@ import torch
 
 from bsa_bench.measure import environment
 from bsa_bench.measure.environment import collect_environment, device_kind
+from bsa_bench.measure.process_start import ProcessStart
+from bsa_bench.run.resume import environment_changes
 
 
 def test_an_environment_names_the_processor_the_versions_and_the_threads():
-    found = collect_environment(threads=2, kind="cpu")
+    found = collect_environment(started=ProcessStart.now(), threads=2, kind="cpu")
     assert found.device_kind == "cpu"
     assert found.device_name == found.cpu["model"]
     assert found.cpu["threads"] == 2
@@ -21,54 +23,97 @@ def test_an_environment_names_the_processor_the_versions_and_the_threads():
 
 
 def test_the_hash_is_the_same_a_moment_later():
-    assert collect_environment(threads=2, kind="cpu").hash == collect_environment(threads=2, kind="cpu").hash
+    assert (
+        collect_environment(started=ProcessStart.now(), threads=2, kind="cpu").hash
+        == collect_environment(started=ProcessStart.now(), threads=2, kind="cpu").hash
+    )
 
 
 def test_the_hash_changes_with_threads_versions_and_variables_that_matter(monkeypatch):
-    hashes = [collect_environment(threads=2, kind="cpu").hash, collect_environment(threads=1, kind="cpu").hash]
+    hashes = [
+        collect_environment(started=ProcessStart.now(), threads=2, kind="cpu").hash,
+        collect_environment(started=ProcessStart.now(), threads=1, kind="cpu").hash,
+    ]
     monkeypatch.setenv("MKL_CBWR", "AVX2")
-    changed = collect_environment(threads=2, kind="cpu")
+    changed = collect_environment(started=ProcessStart.now(), threads=2, kind="cpu")
     assert changed.variables["MKL_CBWR"] == "AVX2"
     hashes.append(changed.hash)
     monkeypatch.setattr(environment, "version", lambda _: "0")
-    hashes.append(collect_environment(threads=2, kind="cpu").hash)
+    hashes.append(collect_environment(started=ProcessStart.now(), threads=2, kind="cpu").hash)
     assert len(set(hashes)) == 4
 
 
 def test_the_load_is_recorded_and_does_not_change_the_hash(monkeypatch):
     monkeypatch.setattr(environment, "cpu_load", lambda: {"load_average": 0.1, "steal_share": 0.0})
-    quiet = collect_environment(threads=2, kind="cpu")
+    quiet = collect_environment(started=ProcessStart.now(), threads=2, kind="cpu")
     monkeypatch.setattr(environment, "cpu_load", lambda: {"load_average": 9.0, "steal_share": 0.2})
-    busy = collect_environment(threads=2, kind="cpu")
+    busy = collect_environment(started=ProcessStart.now(), threads=2, kind="cpu")
     assert (busy.cpu["load_average"], busy.cpu["steal_share"]) == (9.0, 0.2)
     assert busy.hash == quiet.hash
 
 
 @pytest.mark.parametrize(("key", "value"), [("governor", "powersave"), ("smt", "?"), ("cpu_quota_cores", 1.5)])
 def test_a_setting_of_the_machine_changes_the_hash(monkeypatch, key, value):
-    before = collect_environment(threads=2, kind="cpu")
+    before = collect_environment(started=ProcessStart.now(), threads=2, kind="cpu")
     monkeypatch.setattr(environment, "cpu_settings", lambda: before.cpu | {key: value})
-    assert collect_environment(threads=2, kind="cpu").hash != before.hash
+    assert collect_environment(started=ProcessStart.now(), threads=2, kind="cpu").hash != before.hash
 
 
 def test_malloc_tunables_are_stored(monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    assert collect_environment(threads=2, kind="cpu").variables["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert (
+        collect_environment(started=ProcessStart.now(), threads=2, kind="cpu").variables["GLIBC_TUNABLES"]
+        == "glibc.malloc.hugetlb=1"
+    )
 
 
 def test_a_variable_that_does_not_matter_is_not_stored(monkeypatch):
-    before = collect_environment(threads=2, kind="cpu").hash
+    before = collect_environment(started=ProcessStart.now(), threads=2, kind="cpu").hash
     monkeypatch.setenv("SECRET_TOKEN", "x")
-    found = collect_environment(threads=2, kind="cpu")
+    found = collect_environment(started=ProcessStart.now(), threads=2, kind="cpu")
     assert "SECRET_TOKEN" not in found.variables
     assert found.hash == before
 
 
+@pytest.mark.parametrize(
+    "name", ["TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TORCH_HOME"]
+)
+def test_a_folder_of_temporary_files_or_caches_is_recorded_and_changes_neither_the_hash_nor_a_resumption(
+    monkeypatch, name
+):
+    monkeypatch.delenv(name, raising=False)
+    before = collect_environment(started=ProcessStart.now(), threads=2, kind="cpu")
+    monkeypatch.setenv(name, "/scratch/job-17")
+    found = collect_environment(started=ProcessStart.now(), threads=2, kind="cpu")
+    assert found.variables[name] == "/scratch/job-17"
+    assert found.hash == before.hash
+    assert environment_changes(before, found.model_copy(update={"python": "4"})) == f"python: {before.python} -> 4"
+
+
+@pytest.mark.parametrize("name", ["TRITON_OVERRIDE_DIR", "TRITON_PTXAS_PATH", "CUDA_HOME", "TORCHDYNAMO_DISABLE"])
+def test_what_replaces_a_compiler_or_its_code_changes_the_hash(monkeypatch, name):
+    before = collect_environment(started=ProcessStart.now(), threads=2, kind="cpu")
+    monkeypatch.setenv(name, "/somewhere/else")
+    assert collect_environment(started=ProcessStart.now(), threads=2, kind="cpu").hash != before.hash
+
+
+def test_what_is_set_after_the_start_by_a_library_or_by_ourselves_is_no_part_of_the_environment(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    started = ProcessStart.now()
+    before = collect_environment(started=started, threads=2, kind="cpu")
+    for name, value in {"OMP_NUM_THREADS": "2", "KMP_DUPLICATE_LIB_OK": "TRUE", "TRITON_INTERPRET": "1"}.items():
+        monkeypatch.setenv(name, value)
+    found = collect_environment(started=started, threads=2, kind="cpu")
+    assert found.variables["OMP_NUM_THREADS"] == "3"
+    assert found.variables.keys().isdisjoint({"KMP_DUPLICATE_LIB_OK", "TRITON_INTERPRET"} - started.variables.keys())
+    assert found.hash == before.hash
+
+
 def test_the_commit_does_not_change_the_hash(monkeypatch):
     monkeypatch.setattr(environment, "_git", lambda: ("abc", False))
-    one = collect_environment(threads=2, kind="cpu")
+    one = collect_environment(started=ProcessStart.now(), threads=2, kind="cpu")
     monkeypatch.setattr(environment, "_git", lambda: ("def", True))
-    two = collect_environment(threads=2, kind="cpu")
+    two = collect_environment(started=ProcessStart.now(), threads=2, kind="cpu")
     assert (one.git_commit, two.git_dirty) == ("abc", True)
     assert one.hash == two.hash
 
@@ -111,7 +156,7 @@ def test_a_gpu_is_described_by_torch_and_nvml(monkeypatch):
     nvml.nvmlDeviceGetMaxClockInfo = lambda _, __: 1980
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    found = collect_environment(threads=None, kind="cuda")
+    found = collect_environment(started=ProcessStart.now(), threads=None, kind="cuda")
     assert found.device_name == "NVIDIA H200"
     assert found.device_details["num_sms"] == 132
     assert found.device_details["l2_bytes"] == 50 << 20
@@ -120,7 +165,7 @@ def test_a_gpu_is_described_by_torch_and_nvml(monkeypatch):
     assert found.device_details["max_sm_clock_hz"] == 1980e6
     assert found.device_details["ecc"] is None  # this NVML does not tell
     nvml.nvmlDeviceGetEccMode = lambda _: [1, 0]
-    other = collect_environment(threads=None, kind="cuda")
+    other = collect_environment(started=ProcessStart.now(), threads=None, kind="cuda")
     assert other.device_details["ecc"] is True
     assert other.hash != found.hash
 
@@ -128,7 +173,7 @@ def test_a_gpu_is_described_by_torch_and_nvml(monkeypatch):
         raise nvml.NVMLError("Driver Not Loaded")
 
     nvml.nvmlInit = refuse
-    details = collect_environment(threads=None, kind="cuda").device_details
+    details = collect_environment(started=ProcessStart.now(), threads=None, kind="cuda").device_details
     assert details["nvml_error"] == "Driver Not Loaded"
     assert "driver" not in details
 

@@ -8,6 +8,7 @@ from run_factory import case
 
 from bsa_bench.catalog import implementations
 from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.measure.process_start import ProcessStart
 from bsa_bench.run.probe import Probe, probe, question_of
 
 
@@ -53,9 +54,11 @@ def test_every_other_one_says_why_in_a_sentence_with_a_remedy(found):
 
 
 @pytest.mark.slow
-@needs_no_gpu
-def test_the_interpreter_is_not_left_in_the_environment(found):
-    assert "TRITON_INTERPRET" not in found.environment.variables or "TRITON_INTERPRET" in os.environ
+def test_the_environment_is_the_one_that_the_worker_was_started_with_whatever_it_was_asked(found):
+    """Asking sets TRITON_INTERPRET, setting up OMP_NUM_THREADS and the cores, torch's compiler its cache folder."""
+    here = ProcessStart.now()
+    assert found.environment.variables == here.variables
+    assert found.environment.cpu["usable_cores"] == here.usable_cores
 
 
 def test_a_case_is_looked_up_by_what_its_engine_has_to_know():
