@@ -96,7 +96,7 @@ inline void store(T* to, Vector<T> x) {
 }
 template <class T>
 inline Vector<T> splat(T x) {
-  return Vector<T>{} + x;
+  return x - Vector<T>{};  // a broadcast alone: x - 0 is x, where 0 + x would lose the sign of -0
 }
 
 // 2^x for x up to 100 or so, zero below the smallest normal number and for minus infinity, NaN for NaN.
