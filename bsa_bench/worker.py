@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from bsa_bench.child_process import PACKAGE
 from bsa_bench.measure.process_start import ProcessStart
 from bsa_bench.prepare import Prepared, correctness_of_pass, failure, prepare, verify_fresh
 from bsa_bench.result import Case, Result, Status, TimerName
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--probe", action="store_true")
     arguments = parser.parse_args()
     if arguments.probe:
-        json.dump(_probe(json.load(sys.stdin)), sys.stdout)
+        json.dump({"package": str(PACKAGE)} | _probe(json.load(sys.stdin)), sys.stdout)
         return
     job = read_job()
     die_with_parent()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsa_bench.catalog import build_operator, load_engine, load_method, options_of
+from bsa_bench.child_process import PACKAGE
 from bsa_bench.contract import BLOCKS, CAUSAL_DENSE, DENSE, SIMULATION
 from bsa_bench.gate.counters_record import CaseCounters, Counted, HostCost, Launch, Request, Versions, name_of
 from bsa_bench.result import Case
@@ -64,6 +65,7 @@ def count_request(request: Request) -> Counted:
     return Counted(
         versions=Versions.installed(),
         kernels=str(Path(bsa_kernels.__file__).parents[1]),
+        package=str(PACKAGE),
         cases=tuple(counted),
     )
 

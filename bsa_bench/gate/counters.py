@@ -7,9 +7,7 @@ what a call costs the host (`count_host`). The cases are those of the suite `cou
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import ClassVar
 from pydantic import ValidationError
 
 import bsa_bench
+from bsa_bench.child_process import check_package, child_environment, module_command
 from bsa_bench.errors import EXIT_INFRASTRUCTURE, BenchError, UsageError
 from bsa_bench.gate.counters_baseline import CountersProvenance, read_counters, write_counters
 from bsa_bench.gate.counters_record import CaseCounters, Counted, Request, Versions, name_of
@@ -84,7 +83,8 @@ def count(
         limit_s: how long it may take.
 
     Raises:
-        UsageError: no folder of `sources` has the package `bsa_kernels`, or one has a `bsa_bench`.
+        UsageError: no folder of `sources` has the package `bsa_kernels`, or one has a `bsa_bench`; or the process
+            imported another `bsa_bench` than this one.
         CountingError: the process ended without an answer, or did not end.
     """
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("triton") is None:
@@ -95,7 +95,7 @@ def count(
     request = Request(cases=tuple(case.model_dump(mode="json") for case in chosen), kernels=str(kernels))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "bsa_bench.gate.count_worker"],
+            module_command("bsa_bench.gate.count_worker"),
             input=request.model_dump_json(),
             env=_environment(folders),
             capture_output=True,
@@ -113,6 +113,7 @@ def count(
     except ValidationError as error:
         what = error.errors()[0]["msg"]
         raise CountingError(f"the counting process answered otherwise than expected: {what}") from error
+    check_package(counted.package, who="the counting process")
     if counted.versions != Versions.installed():
         raise CountingError(f"the counting process has {counted.versions}, expected {Versions.installed()} as here")
     return list(counted.cases)
@@ -160,15 +161,9 @@ def run_counters_tier(
 
 def _environment(folders: Sequence[Path]) -> dict[str, str]:
     """Of the counting process: these folders first, no GPU, one order of hashes, no setting of torch or Triton."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(_DROPPED)}
-    roots = [*folders, Path(bsa_bench.__file__).parents[1]]
-    paths = [*(str(root.resolve()) for root in roots), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return kept | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONSAFEPATH": "1",  # the working folder is no source
-        "PYTHONHASHSEED": "0",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    environment = child_environment(first=[folder.resolve() for folder in folders])
+    kept = {key: value for key, value in environment.items() if not key.startswith(_DROPPED)}
+    return kept | {"PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _own_kernels() -> Path:

@@ -110,11 +110,13 @@ class Counted(Line):
 
     Args:
         kernels: the folder that `bsa_kernels` was imported from.
+        package: the folder of the `bsa_bench` that ran.
         cases: in the order of the suite.
     """
 
     versions: Versions
     kernels: str
+    package: str
     cases: tuple[CaseCounters, ...]
 
 

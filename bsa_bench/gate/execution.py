@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bsa_bench.catalog import check_implementations, unsupported_case
+from bsa_bench.child_process import module_command
 from bsa_bench.errors import StoreError
 from bsa_bench.gate.host_cases import HOST_CASES
 from bsa_bench.gate.lockstep import CPU_VARIABLES, HostOperation, LockstepBench, LockstepSettings, PairSide
@@ -268,10 +269,15 @@ def _lost(selection: Selection, request: ExecutionRequest) -> list[Check]:
         return []
     side = request.base
     asked = {request.device: [question_of(case) for case in selection.refused.values()]}
-    command = (side.command[0], "-P", "-m", "bsa_bench.worker")
+    command = module_command("bsa_bench.worker", python=side.command[0])
     try:
         found = probe(
-            asked, device=request.device, threads=request.threads, command=command, environment=side.environment()
+            asked,
+            device=request.device,
+            threads=request.threads,
+            command=command,
+            environment=side.environment(),
+            package=side.package,
         )
     except StoreError as error:
         reason = f"whether {side.label} runs what the head refuses is not known: {error}"

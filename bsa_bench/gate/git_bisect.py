@@ -6,13 +6,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bsa_bench.child_process import child_environment, module_command, own_paths
 from bsa_bench.errors import BenchError, StoreError, UsageError
-from bsa_bench.gate.pair_process import own_paths
 
 _GRACE_S = 5.0
 
@@ -44,12 +43,11 @@ def run_bisect(tree: Path, place: Path) -> str:
         BenchError: it ended before it came to an end, with its last words.
     """
     # The judge is this code, whatever revision is checked out; its kernels are named by path.
-    paths = os.pathsep.join([*map(str, own_paths()), *filter(None, [os.environ.get("PYTHONPATH")])])
     # LANGUAGE: what git says is read below. A session of its own: an interrupt reaches us alone, and we end all of it.
     process = subprocess.Popen(
-        ["git", "bisect", "run", sys.executable, "-P", "-m", "bsa_bench", "bisect-step", str(place)],
+        ["git", "bisect", "run", *module_command("bsa_bench"), "bisect-step", str(place)],
         cwd=tree,
-        env=os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "LANGUAGE": "en"},
+        env=child_environment(first=own_paths()) | {"PYTHONDONTWRITEBYTECODE": "1", "LANGUAGE": "en"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

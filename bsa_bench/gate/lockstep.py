@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bsa_bench.child_process import check_package
 from bsa_bench.errors import BenchError
 from bsa_bench.gate.pair_job import Finish, Prepare, PrepareHost, Reply, Sample, SetUp
 from bsa_bench.gate.pair_process import CPU_VARIABLES, WORKER_COMMAND, PairProcess, PairSide
@@ -181,7 +182,11 @@ class LockstepBench:
     def _set_up(self, sides: Sequence[PairProcess]) -> list[Reply]:
         for side in sides:
             side.send(SetUp(device=self._settings.device, threads=self._settings.threads))
-        return [side.receive() for side in sides]
+        replies = [side.receive() for side in sides]
+        for side, reply in zip(self._sides, replies, strict=True):
+            if reply.status is Status.OK:
+                check_package(reply.package, who=f"the worker of {side.label}", expected=side.package)
+        return replies
 
     def _start(self, sides: Sequence[PairProcess]) -> Problem | None:
         for side, reply in zip(self._sides, self._set_up(sides), strict=True):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from bsa_bench.child_process import module_command
 from bsa_bench.errors import MachineError, StoreError, UsageError
 from bsa_bench.static.compile import default_cache
 
@@ -46,9 +47,10 @@ class Builder:
         install: a command that installs the requirements that follow; `{python}` stands for that environment's.
     """
 
-    venv: tuple[str, ...] = (sys.executable, "-m", "venv")
+    venv: tuple[str, ...] = module_command("venv")
     install: tuple[str, ...] = (
-        *("{python}", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"),
+        *module_command("pip", python="{python}"),
+        *("install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"),
         "--",
     )
 

@@ -73,6 +73,7 @@ class Reply(Line):
         slowdown_ns: how long the device's hardware held it back since the case was prepared.
         sources: digest of the kernels' sources without comments, docstrings and layout.
         kernels: the folder they were imported from.
+        package: the folder that `bsa_bench` was imported from.
     """
 
     status: Status = Status.OK
@@ -83,3 +84,4 @@ class Reply(Line):
     slowdown_ns: NonNegativeInt = 0
     sources: str | None = None
     kernels: str | None = None
+    package: str | None = None

@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,21 +15,19 @@ from typing import BinaryIO, Self
 
 from pydantic import ValidationError
 
-import bsa_bench
+from bsa_bench.child_process import PACKAGE, child_environment, module_command
 from bsa_bench.errors import BenchError, StoreError
 from bsa_bench.gate.pair_job import Asked, Reply
 from bsa_bench.result import Status
 from bsa_bench.run.job import DeviceKind
 
-# With -P the working directory is no place to import from: a side is what its paths say.
-WORKER_COMMAND = (sys.executable, "-P", "-m", "bsa_bench.gate.pair_worker")
+WORKER_COMMAND = module_command("bsa_bench.gate.pair_worker")
 CPU_VARIABLES = {
     # Memory in huge pages: where its pages lie is most of what a process keeps for its life.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     # Threads that spin lose whole time slices to any other job on the machine.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-_ROOT = Path(bsa_bench.__file__).resolve().parents[1]
 _GRACE_S = 5.0
 _LOOK_S = 1.0
 """How often a silent process is looked at: its end closes the pipe, unless a child of it holds that open."""
@@ -65,18 +62,13 @@ class PairSide:
 
     def environment(self) -> dict[str, str]:
         """The environment of its process."""
-        inherited = os.environ.get("PYTHONPATH")
-        # What runs may have been found in the working directory, where the worker does not look.
-        first, last = map(str, self.first_paths), map(str, (*own_paths(), *self.last_paths))
-        paths = [*first, *([inherited] if inherited else []), *last]
-        return os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {}) | self.variables
+        return child_environment(first=self.first_paths, last=self.last_paths) | self.variables
 
-
-def own_paths() -> list[Path]:
-    """Where the packages of the checkout that runs this are; empty for an installed one, which any process finds."""
-    if not (_ROOT / "kernels" / "bsa_kernels").is_dir():
-        return []
-    return [_ROOT, _ROOT / "kernels", _ROOT / "suites"]
+    @property
+    def package(self) -> Path:
+        """The folder of the `bsa_bench` that its process is to import."""
+        found = [folder / PACKAGE.name for folder in self.first_paths if (folder / PACKAGE.name).is_dir()]
+        return (found or [PACKAGE])[0]
 
 
 class PairProcess:

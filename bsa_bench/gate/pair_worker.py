@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
+from bsa_bench.child_process import PACKAGE
 from bsa_bench.gate.pair_job import Asked, Finish, Prepare, PrepareHost, Reply, Request, Sample, SetUp
 from bsa_bench.prepare import Prepared, correctness_of_pass, failure, prepare, verify_fresh
 from bsa_bench.result import Case, Status
@@ -110,7 +111,7 @@ class _Side:
                 self._watch = GpuWatch(gpu_uuid(self._device.index or 0))
         self._timer = make_timer(self._device)
         folder = Path(bsa_kernels.__file__).parent
-        return Reply(sources=sources_digest(folder), kernels=str(folder))
+        return Reply(sources=sources_digest(folder), kernels=str(folder), package=str(PACKAGE))
 
     def _prepare(self, request: Prepare) -> Reply:
         from bsa_bench.catalog import load_engine

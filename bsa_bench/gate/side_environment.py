@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import bsa_bench
+from bsa_bench.child_process import own_paths
 from bsa_bench.errors import UsageError
 from bsa_bench.gate.dependencies import differences, own_dependencies, stated_dependencies
 from bsa_bench.gate.own_environment import Builder, make_environment, versions_here, versions_of, versions_text
-from bsa_bench.gate.pair_process import PairSide, own_paths
+from bsa_bench.gate.pair_process import PairSide
 from bsa_bench.gate.verdict import Check, TierResult
 
 _PACKAGES = Path(bsa_bench.__file__).resolve().parents[1]

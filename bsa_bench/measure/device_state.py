@@ -18,6 +18,7 @@ from statistics import median
 from types import TracebackType
 from typing import IO, Self
 
+from bsa_bench.child_process import child_environment, module_command
 from bsa_bench.measure import nvml
 from bsa_bench.result import DeviceState
 
@@ -50,7 +51,8 @@ class DeviceWatch:
             # A file, as nobody reads while the operator is timed and a full pipe would stop the poller.
             self._lines = tempfile.TemporaryFile()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bsa_bench.measure.device_state", self._uuid],
+                [*module_command("bsa_bench.measure.device_state"), self._uuid],
+                env=child_environment(),
                 stdin=subprocess.PIPE,
                 stdout=self._lines,
             )

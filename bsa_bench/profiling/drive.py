@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -88,7 +87,7 @@ class ProfileSettings:
     num_calls: int = 3
     limit_s: float = 600.0
     command: tuple[str, ...] = ()
-    worker_command: tuple[str, ...] = (sys.executable, *PYTHON_WORKER)
+    worker_command: tuple[str, ...] = PYTHON_WORKER
 
 
 def profile_case(

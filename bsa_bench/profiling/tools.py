@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PYTHON_WORKER = ("-m", "bsa_bench.profiling.worker")
+from bsa_bench.child_process import module_command
+
+PYTHON_WORKER = module_command("bsa_bench.profiling.worker")
 PROTON = "Triton Proton"
 
 

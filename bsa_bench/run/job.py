@@ -5,7 +5,8 @@ line to the worker's stdin and **keeps stdin open** for as long as it lives. The
 
 1. calls `read_job()` and then `die_with_parent()`, both before any slow import;
 2. runs the cases of the job in their order, in one process, and writes JSON lines to the file descriptor N through
-   `EventPipe`: any number of `progress` events, and one `result` event for each case as soon as it is known;
+   `EventPipe`: first a `hello`, by which the scheduler sees that the worker runs the scheduler's own package, then any
+   number of `progress` events, and one `result` event for each case as soon as it is known;
 3. exits with 0. What it writes to stdout and stderr goes to the run's log.
 
 The time limit counts from the start of the process to the first result and from each result to the next. A worker that
@@ -25,6 +26,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 
+from bsa_bench.child_process import PACKAGE
 from bsa_bench.result import CacheChoice, Case, Line, Result, TimerName
 
 Profile = Literal["quick", "report"]
@@ -50,6 +52,13 @@ class Job(Line):
     memory_limit_bytes: NonNegativeInt
 
 
+class HelloEvent(Line):
+    """The first event: the folder of the `bsa_bench` that the worker imported."""
+
+    event: Literal["hello"] = "hello"
+    package: str
+
+
 class ProgressEvent(Line):
     """What the worker is doing now: `compiling`, `verifying`, `forward: 12 samples`."""
 
@@ -64,11 +73,11 @@ class ResultEvent(Line):
     result: Result
 
 
-Event = Annotated[ProgressEvent | ResultEvent, Field(discriminator="event")]
-_EVENT: TypeAdapter[ProgressEvent | ResultEvent] = TypeAdapter(Event)
+Event = HelloEvent | ProgressEvent | ResultEvent
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 
-def parse_event(line: bytes) -> ProgressEvent | ResultEvent:
+def parse_event(line: bytes) -> Event:
     """Validate one line of the event pipe.
 
     Raises:
@@ -78,11 +87,12 @@ def parse_event(line: bytes) -> ProgressEvent | ResultEvent:
 
 
 class EventPipe:
-    """The worker's end of the event pipe; each event is written whole before the call returns."""
+    """The worker's end of the event pipe; says hello. Each event is written whole before the call returns."""
 
     def __init__(self, fd: int) -> None:
         os.set_inheritable(fd, False)  # a child of the worker must not keep the pipe open after it
         self._fd = fd
+        self._write(HelloEvent(package=str(PACKAGE)))
 
     def progress(self, text: str) -> None:
         """Say what is being done now."""
@@ -92,7 +102,7 @@ class EventPipe:
         """Hand a result over."""
         self._write(ResultEvent(result=result))
 
-    def _write(self, event: ProgressEvent | ResultEvent) -> None:
+    def _write(self, event: Event) -> None:
         data = event.model_dump_json().encode() + b"\n"
         while data:
             data = data[os.write(self._fd, data) :]

@@ -6,7 +6,9 @@ import json
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from bsa_bench.child_process import PACKAGE, check_package, child_environment
 from bsa_bench.errors import MachineError, StoreError, UsageError
 from bsa_bench.result import Case, Ceiling, Environment
 from bsa_bench.run.job import DeviceKind
@@ -52,6 +54,7 @@ def probe(
     with_ceilings: bool = False,
     command: tuple[str, ...] = WORKER_COMMAND,
     environment: Mapping[str, str] | None = None,
+    package: Path = PACKAGE,
 ) -> Probe:
     """Start a worker that describes the machine and answers the questions for the device it finds.
 
@@ -60,9 +63,10 @@ def probe(
         must_be_ready: refuse a GPU on which others compute, or that is held back.
         with_ceilings: measure matrix products and a copy too, on a machine that is ready.
         command, environment: of the worker; None for the environment of this process.
+        package: the folder of the `bsa_bench` that the worker is to import.
 
     Raises:
-        UsageError: the device asked for is not here.
+        UsageError: the device asked for is not here, or the worker imports another `bsa_bench`.
         MachineError: it is not in a state to be measured.
         StoreError: the worker failed; the message ends with its last words.
     """
@@ -80,7 +84,7 @@ def probe(
             text=True,
             check=False,
             timeout=PROBE_LIMIT_S,
-            env=environment,
+            env=child_environment() if environment is None else environment,
         )
     except subprocess.TimeoutExpired:
         raise StoreError(f"the probe of this machine did not answer within {PROBE_LIMIT_S} s") from None
@@ -92,6 +96,7 @@ def probe(
     except ValueError:
         said = done.stdout[-200:]
         raise StoreError(f"the probe of this machine gave no answer, its output ends with {said!r}") from None
+    check_package(answer.get("package"), who="the probe of this machine", expected=package)
     if "error" in answer:
         raise UsageError(str(answer["error"]))
     found = Probe(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
+from bsa_bench.child_process import module_command
 from bsa_bench.measure.choice import TimerSetting
 from bsa_bench.result import Case, Ceiling, Status
 from bsa_bench.run.estimate import DeviceModel
 from bsa_bench.run.job import Profile
 
-WORKER_COMMAND = (sys.executable, "-m", "bsa_bench.worker")
+WORKER_COMMAND = module_command("bsa_bench.worker")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from bsa_bench.child_process import check_package, child_environment
 from bsa_bench.errors import BenchError, StoreError
 from bsa_bench.result import Status
-from bsa_bench.run.job import Job, ProgressEvent, ResultEvent, parse_event
+from bsa_bench.run.job import HelloEvent, Job, ProgressEvent, ResultEvent, parse_event
 from bsa_bench.units import format_bytes, format_seconds
 
 POLL_S = 0.2
@@ -38,7 +39,7 @@ class Ending:
         exit_code: its exit code, or minus the signal's number.
         peak_rss_bytes: the most memory that it had resident.
         num_oom_kills: how many processes the kernel's out-of-memory killer ended on this machine meanwhile.
-        spoke: whether any event came.
+        spoke: whether any event came but the first, which only says who it is.
         log_tail: the last part of its stdout and stderr.
         detail: which event broke the protocol.
     """
@@ -83,6 +84,7 @@ def run_worker(
     Raises:
         StoreError: the log cannot be written.
         BenchError: the command cannot be started.
+        UsageError: the worker imports another `bsa_bench` than this one.
     """
     log_start = _start_log(log_path, command, job)
     read_fd, write_fd = os.pipe()
@@ -93,6 +95,7 @@ def run_worker(
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env=child_environment(),
                 pass_fds=(write_fd,),
                 start_new_session=True,  # Ctrl-C reaches us alone, and one killpg ends it with its children
                 bufsize=0,
@@ -164,6 +167,7 @@ class _Watch:
         self._num_missing = num_expected
         self._rest = b""
         self._open = True
+        self._said_hello = False
         self.spoke = False
         self.detail: str | None = None
         self.peak_rss_bytes = 0
@@ -217,6 +221,12 @@ class _Watch:
         for line in lines:
             try:
                 event = parse_event(line)
+                if isinstance(event, HelloEvent):
+                    check_package(event.package, who="the worker")
+                    self._said_hello = True
+                    continue
+                if not self._said_hello:
+                    check_package(None, who="the worker")
                 self._on_event(event)
             except ValidationError as error:
                 first = error.errors(include_url=False)[0]

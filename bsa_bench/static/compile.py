@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import bsa_bench
+from bsa_bench.child_process import PACKAGE, child_environment
 from bsa_bench.errors import StoreError, UsageError
 from bsa_bench.static.config import ArchName, KernelConfig
 
@@ -52,11 +52,10 @@ class Toolchain:
 
     def environment(self) -> dict[str, str]:
         """The worker's environment: none of Triton's own settings but those set here, so that results compare."""
-        env = {key: value for key, value in os.environ.items() if not _COMPILER_SETTING.match(key)}
+        environment = child_environment(first=[*self.first_paths, PACKAGE.parent])
+        env = {key: value for key, value in environment.items() if not _COMPILER_SETTING.match(key)}
         # The default of floating-point fusion changes in Triton 3.10; each compilation states it; no warning.
         env["TRITON_DEFAULT_FP_FUSION"] = "1"
-        roots = [*self.first_paths, Path(bsa_bench.__file__).parents[1]]
-        env["PYTHONPATH"] = os.pathsep.join([*map(str, roots), *filter(None, [os.environ.get("PYTHONPATH")])])
         return env
 
 

@@ -6,13 +6,13 @@ import contextlib
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
+from bsa_bench.child_process import module_command
 from bsa_bench.errors import StoreError, UsageError
 from bsa_bench.static.compile import Toolchain
 
@@ -40,7 +40,7 @@ def _install(requirement: str, folder: Path) -> None:
         fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
     except OSError as error:
         raise StoreError(f"cache folder {folder.parent}: {error.strerror}") from error
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [*module_command("pip"), "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     try:
         done = subprocess.run(
             [*command, "--only-binary=:all:", "--target", str(fresh), requirement],

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from bsa_bench.child_process import check_package, child_environment, module_command
 from bsa_bench.tune.candidates import Candidate
 from bsa_bench.tune.search import Outcome
 
-WORKER_COMMAND = (sys.executable, "-m", "bsa_bench.tune.worker")
+WORKER_COMMAND = module_command("bsa_bench.tune.worker")
 
 
 class Worker:
@@ -39,7 +39,11 @@ class Worker:
         self._log.close()
 
     def measure(self, candidate: Candidate, limit_s: float) -> Outcome:
-        """Ask for one candidate; a crash and a hang are outcomes too."""
+        """Ask for one candidate; a crash and a hang are outcomes too.
+
+        Raises:
+            UsageError: the worker imports another `bsa_bench` than this one.
+        """
         answer = self._ask(
             {"question": asdict(candidate.question), "tile": asdict(candidate.tile), "tokens": self._tokens}, limit_s
         )
@@ -69,6 +73,8 @@ class Worker:
         if not line:
             reason = f"not done within {limit_s:.0f} s" if is_late.is_set() else "its process ended"
             answer["reason"] = f"{reason}; see {self._log.name}"
+        else:
+            check_package(answer.pop("package", None), who="the tuning worker")
         if not line or answer.get("is_over"):
             self._end()
         return answer
@@ -76,6 +82,7 @@ class Worker:
     def _start(self) -> subprocess.Popen[str]:
         self._process = subprocess.Popen(
             self._command,
+            env=child_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -12,6 +12,8 @@ import sys
 import traceback
 from typing import Any
 
+from bsa_bench.child_process import PACKAGE
+
 
 def main() -> None:
     """Answer requests until stdin ends."""
@@ -25,7 +27,7 @@ def main() -> None:
     device = torch.device("cuda")
     bench = Bench(device, make_timer(device))
     for line in sys.stdin:
-        answer = answer_to(bench, json.loads(line))
+        answer = {"package": str(PACKAGE)} | answer_to(bench, json.loads(line))
         if answer["status"] == "FAILED":
             answer["is_over"] = not _is_alive()
         answers.write(json.dumps(answer) + "\n")

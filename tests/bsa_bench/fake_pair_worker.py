@@ -49,12 +49,18 @@ def main():
 def answer(moment, draws):
     """What a worker without faults says."""
     if moment == "set up":
-        return {"sources": sources(), "kernels": str(KERNELS)}
+        return {"sources": sources(), "kernels": str(KERNELS), "package": package()}
     if moment == "finish":
         return {}
     speed = float((KERNELS / "SPEED").read_text()) if (KERNELS / "SPEED").is_file() else 1.0
     time_s = SCRIPT.get("call_s", 0.02) * speed
     return {"seconds": time_s * math.exp(draws.gauss(0, SCRIPT.get("noise", 0.004)))}
+
+
+def package():
+    """Where `bsa_bench` would be imported from."""
+    folders = [Path(folder) / "bsa_bench" for folder in os.environ["PYTHONPATH"].split(os.pathsep)]
+    return str(next(folder for folder in folders if folder.is_dir()))
 
 
 def sources():

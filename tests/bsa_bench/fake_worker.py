@@ -21,6 +21,7 @@ def main():
         os.write(fd, json.dumps(event).encode() + b"\n")
 
     sys.stderr.write("hello from the worker\n")
+    send({"event": "hello", "package": str(Path(__file__).parents[2] / "bsa_bench")})
     for case in job["cases"]:
         step = next(s for s in script["cases"] if s["case"] == case)
         case_id = step["results"][0]["case_id"]

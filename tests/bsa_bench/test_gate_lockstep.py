@@ -347,8 +347,8 @@ def test_a_side_imports_from_its_own_folders_first_and_never_from_the_working_di
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     side = PairSide(label="a", first_paths=(tmp_path / "x", tmp_path / "y"))
     paths = side.environment()["PYTHONPATH"].split(os.pathsep)
-    assert paths[:3] == [str(tmp_path / "x"), str(tmp_path / "y"), "/somewhere"]
-    assert paths[3:] == [str(ROOT), str(ROOT / "kernels"), str(ROOT / "suites")]
+    assert paths[:2] == [str(tmp_path / "x"), str(tmp_path / "y")]
+    assert paths[2:] == [str(ROOT), "/somewhere", str(ROOT / "kernels"), str(ROOT / "suites")]
     assert side.environment()["HOME"] == os.environ["HOME"]
     (tmp_path / "bsa_bench").mkdir()
     (tmp_path / "bsa_bench" / "__init__.py").write_text("raise SystemExit('from the working directory')")

@@ -7,6 +7,7 @@ from cli_factory import needs_no_gpu
 from run_factory import case
 
 from bsa_bench.catalog import implementations
+from bsa_bench.child_process import PACKAGE
 from bsa_bench.errors import StoreError, UsageError
 from bsa_bench.measure.process_start import ProcessStart
 from bsa_bench.run.probe import Probe, probe, question_of
@@ -114,6 +115,6 @@ def test_a_probe_that_answers_nothing_or_no_json_is_an_error_that_shows_it():
 @pytest.mark.slow
 def test_what_a_library_prints_before_the_answer_does_no_harm(found):
     nothing = {name: [] for name in ("reasons", "troubles", "notes", "ceilings")}
-    answer = {"environment": found.environment.model_dump(mode="json"), **nothing}
+    answer = {"package": str(PACKAGE), "environment": found.environment.model_dump(mode="json"), **nothing}
     code = f"import json; print('welcome to some library'); print(json.dumps({answer!r}))"
     assert probe({}, device=None, threads=None, command=scripted(code)).environment == found.environment

@@ -14,6 +14,7 @@ from cli_factory import needs_no_gpu
 from run_factory import environment
 from tune_factory import candidate
 
+from bsa_bench.child_process import PACKAGE
 from bsa_bench.cli import tune_command
 from bsa_bench.cli.tune_command import TuneRequest, tune
 from bsa_bench.errors import UsageError
@@ -33,7 +34,7 @@ for line in sys.stdin:
         os._exit(3)
     answer = {{"status": "WRONG", "reason": "grad_k: bad"}} if action == "wrong" else {{
         "status": "OK", "seconds": {{str(n): n * 1e-6 / stages for n in asked["tokens"]}}}}
-    print(json.dumps(answer), flush=True)
+    print(json.dumps({{"package": {package!r}}} | answer), flush=True)
 """
 H200 = environment().model_copy(
     update={
@@ -63,7 +64,7 @@ def request_for(tmp_path, monkeypatch):
     monkeypatch.setattr(tune_command, "dismiss", judge)
 
     def make(actions=None, **fields):
-        command = (sys.executable, "-S", "-c", WORKER.format(actions=json.dumps(actions or {})))
+        command = (sys.executable, "-S", "-c", WORKER.format(actions=json.dumps(actions or {}), package=str(PACKAGE)))
         base = TuneRequest(
             budget="1m",
             arch=None,
