@@ -58,12 +58,14 @@ class Evidence:
         pairs: as they are stored; their limit is that of a change.
         is_same: the interval of the ratio is inside the machine's limit, and the sides ran at the same clock.
         direction: 1 where the ratio is above the limit, -1 where it is below, else 0.
+        is_clear: every pair is beyond the limit on that side, and noise alone would not bring them there.
         reason: in words, why these pairs are ambiguous if they are.
     """
 
     pairs: Pairs
     is_same: bool
     direction: int
+    is_clear: bool
     reason: str
 
 
@@ -118,6 +120,11 @@ def weigh(
     same_within = math.log1p(policy.limit_of(noise[0] if noise else sd, base_s))
     clocks = [s.head_clock_hz / s.base_clock_hz for s in samples if s.head_clock_hz and s.base_clock_hz]
     clock_ratio = median(clocks) if clocks else None
+    bound = math.log1p(limit)
+    direction = _direction(summary.log_ratio, bound)
+    are_beyond = direction != 0 and {_direction(log_ratio, bound) for log_ratio in log_ratios} == {direction}
+    is_clear = are_beyond and summary.p_of_noise < policy.clear_significance
+    p = summary.p_slower if summary.log_ratio > 0 else summary.p_faster
     # Of the ratios themselves: a gap of a share of the median needs values that are not around zero.
     modes = two_modes([math.exp(ratio) for ratio in log_ratios])
     pairs = Pairs(
@@ -126,7 +133,7 @@ def weigh(
         ratio=summary.ratio,
         low=math.exp(summary.low) if math.isfinite(summary.low) else None,
         high=math.exp(summary.high) if math.isfinite(summary.high) else None,
-        p=None if stage == "screen" else summary.p_slower if summary.log_ratio > 0 else summary.p_faster,
+        p=None if stage == "screen" else min(p, summary.p_of_noise) if is_clear else p,
         limit=limit,
         detectable=None if sd is None else _detectable(sd, limit, policy),
         sd=sd,
@@ -139,7 +146,8 @@ def weigh(
     return Evidence(
         pairs=pairs,
         is_same=-same_within <= summary.low and summary.high <= same_within and not does_clock_differ,
-        direction=_direction(summary.log_ratio, math.log1p(limit)),
+        direction=direction,
+        is_clear=is_clear,
         reason=_CLOCKS_DIFFER if does_clock_differ else _why_ambiguous(samples, modes),
     )
 
@@ -156,7 +164,8 @@ def judge_confirmed(evidence: Evidence, flagged: int, policy: Policy) -> tuple[V
     if evidence.is_same:
         return Verdict.SAME, "flagged by the screen, not confirmed on fresh pairs"
     assert pairs.p is not None
-    if _does_clock_differ(pairs, policy) or not evidence.direction or pairs.p >= policy.significance_of_a_look:
+    is_significant = pairs.p < policy.significance_of_a_look or evidence.is_clear
+    if _does_clock_differ(pairs, policy) or not evidence.direction or not is_significant:
         return Verdict.AMBIGUOUS, evidence.reason
     if evidence.direction != flagged:
         return Verdict.AMBIGUOUS, "the screen and the confirmation point in opposite directions"

@@ -23,9 +23,11 @@ class Policy:
             noisier than that, theirs is used.
         num_freedoms: the degrees of freedom behind `sd`.
         screen_pairs, max_screen_pairs: pairs before the first decision, and before a case is left ambiguous.
-        confirm_pairs, max_confirm_pairs: fresh pairs of a flagged case before the confirmation is looked at, and, where
-            they do not settle it, before the second and last look.
-        significance: one-sided, of the whole confirmation; where it has two looks, each gets half of it.
+        clear_pairs: fresh pairs of a flagged case that confirm it if each lies beyond the limit and the chance of that
+            is below `clear_significance`, by the spread of all of the run's pairs.
+        confirm_pairs, max_confirm_pairs: fresh pairs before the confirmation is looked at by their ranks, and, where
+            they do not settle it, before the second and last such look.
+        significance: one-sided, of the looks by ranks together; where there are two, each gets half of it.
         spare_pairs: how many pairs of a case may be disturbed; they are dropped and measured again.
         clock_spread: how far the sides' clocks may differ.
         memory_share, memory_bytes: growth of the peak memory that fails, both together.
@@ -41,6 +43,8 @@ class Policy:
     num_freedoms: int = 200
     screen_pairs: int = 3
     max_screen_pairs: int = 16
+    clear_pairs: int = 4
+    clear_significance: float = 1e-4
     confirm_pairs: int = 8
     max_confirm_pairs: int = 16
     significance: float = 0.01
@@ -79,12 +83,12 @@ class Policy:
     @property
     def looks(self) -> tuple[int, ...]:
         """After how many pairs a confirmation is judged."""
-        return tuple(sorted({self.confirm_pairs, self.max_confirm_pairs}))
+        return tuple(sorted({min(self.clear_pairs, self.confirm_pairs), self.confirm_pairs, self.max_confirm_pairs}))
 
     @property
     def significance_of_a_look(self) -> float:
-        """So that all looks together raise no more false alarms than one would."""
-        return self.significance / len(self.looks)
+        """So that the looks by ranks together raise no more false alarms than one would."""
+        return self.significance / len({self.confirm_pairs, self.max_confirm_pairs})
 
     def limit_of(self, sd: float | None, call_s: float) -> float:
         """The limit of a case, relative.

@@ -256,8 +256,8 @@ class _Run:
         if not case.all_samples:
             self._end(case, Verdict.NOT_MEASURED, "no time was left for it")
             return
-        if case.flagged and case.num_pairs < self._policy.confirm_pairs:
-            reason = f"flagged by the screen; no time was left for {self._policy.confirm_pairs} pairs to confirm it"
+        if case.flagged and case.num_pairs < self._policy.looks[0]:
+            reason = f"flagged by the screen; no time was left for {self._policy.looks[0]} pairs to confirm it"
             pairs = self._weigh(case, "screen").pairs
         else:
             reason = f"no time was left for more than {case.num_pairs} {'pair' if case.num_pairs == 1 else 'pairs'}"

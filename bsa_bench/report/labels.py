@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from bsa_bench.result import Case, Result
+from bsa_bench.result import Case
 from bsa_bench.stats import Summary
 from bsa_bench.store.break_even import density_options
 from bsa_bench.store.derive import Ratio, Row
@@ -78,7 +79,12 @@ def timer_label(rows: Iterable[Row]) -> str:
     return " and ".join(f"{timer} timer, cache {cache}" for timer, cache in pairs)
 
 
-def describe_cases(results: Sequence[Result], labels: Labels) -> str:
+class _HasCase(Protocol):
+    @property
+    def case(self) -> Case: ...
+
+
+def describe_cases(results: Iterable[_HasCase], labels: Labels) -> str:
     """`` `full@flex` (forward) at 4,096 and 16,384 tokens; ... ``."""
     groups: dict[str, dict[str, list[int]]] = {}
     for r in results:

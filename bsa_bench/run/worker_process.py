@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -171,6 +172,8 @@ class _Watch:
         self.spoke = False
         self.detail: str | None = None
         self.peak_rss_bytes = 0
+        # What wait4 reports of a child is at least what the parent had when it started it: exec does not reset it.
+        self._inherited_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def until_end(self, limit_s: float, should_stop: Callable[[], bool]) -> Cause:
         """Wait until the worker exits, is to be stopped, passes its limit or breaks the protocol; then kill it."""
@@ -179,6 +182,7 @@ class _Watch:
         deadline = time.monotonic() + limit_s
         cause: Cause = "exited"
         while not self._has_exited():
+            self.peak_rss_bytes = max(self.peak_rss_bytes, _peak_rss_bytes(self._process.pid))
             now = time.monotonic()
             if should_stop():
                 cause = "stopped"
@@ -207,7 +211,8 @@ class _Watch:
             os.killpg(self._process.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self._process.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        self.peak_rss_bytes = usage.ru_maxrss * 1024
+        if usage.ru_maxrss > self._inherited_kib:
+            self.peak_rss_bytes = usage.ru_maxrss * 1024
 
     def _has_exited(self) -> bool:
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -241,6 +246,15 @@ class _Watch:
                 got_result = True
                 self._num_missing -= 1
         return got_result
+
+
+def _peak_rss_bytes(pid: int) -> int:
+    """The most memory that a live process had resident; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _hand_over(process: subprocess.Popen[bytes], job: Job) -> None:

@@ -52,6 +52,16 @@ class PairSummary:
         return signed_rank_p([-ratio for ratio in self.log_ratios])
 
     @property
+    def p_of_noise(self) -> float:
+        """One-sided p of the median by `sd`: how often pairs of equal sides are as far off, and on this side."""
+        from scipy.special import stdtr
+
+        error = median_error(self.sd, len(self.log_ratios))
+        if not error:
+            return float(not self.log_ratio)
+        return float(stdtr(self.num_freedoms, -abs(self.log_ratio) / error)) if self.num_freedoms else 0.5
+
+    @property
     def ratio(self) -> float:
         """Head over base."""
         return math.exp(self.log_ratio)

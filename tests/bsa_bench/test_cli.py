@@ -261,12 +261,17 @@ def test_a_dry_run_leaves_out_what_a_run_to_resume_has_and_what_a_budget_has_no_
     again = ("run", "--suite", "tiny.toml", "--dry-run")
     code, out, _ = bench(*again, "--resume")
     assert code == 0
-    assert sum("no: it is done: OK" in line for line in out.splitlines()) == 2
+    assert (
+        "no: it is done: OK: full@sdpa-flash (forward) at 256 tokens; bsa@gather (forward) at 256 tokens"
+        in " ".join(out.split())
+    )
     assert out.splitlines()[-1].startswith("0 of 3 cases would run, about 0 ")
     assert bench(*again, "--resume", "--processes", "3")[1].splitlines()[-1].startswith("2 of 3 cases would run in 3 ")
-    lines = bench(*again, "--budget", "12", "tokens=256,512")[1].splitlines()
-    assert sum("no: it does not fit in the budget of 12.0 s" in line for line in lines) == 2
-    assert lines[-1].startswith("2 of 6 cases would run, as far as they fit in 12.0 s, about ")
+    out = bench(*again, "--budget", "12", "tokens=256,512")[1]
+    assert "no: it does not fit in the budget of 12.0 s: full@sdpa-flash (forward) at 512 tokens; bsa@gather" in (
+        " ".join(out.split())
+    )
+    assert out.splitlines()[-1].startswith("2 of 6 cases would run, as far as they fit in 12.0 s, about ")
     assert bench(*again, "--resume", "--run-id", "none")[0] == 2
 
 
@@ -291,10 +296,14 @@ def test_a_dry_run_lists_the_cases_and_touches_nothing(bench, scripted, folder):
     assert code == 0
     assert sorted(folder.iterdir()) == before
     lines = out.splitlines()
-    assert len(lines) == 7
+    workload, dense, sparse = lines[:3]
+    assert workload == "4x8x8 = 256 tokens, 1x32 float32, gaussian"
+    assert re.fullmatch(r"  full@sdpa-flash +forward +\S+ MFLOP +\S+ KiB +\S+ m?s", dense)
+    assert sparse.startswith("  bsa@gather ")
     assert lines[-1].startswith("4 of 6 cases would run, about ")
     assert lines[-1].endswith("(predicted, not measured)")
-    assert [line for line in lines if "full@sdpa-cudnn" in line and "no: needs a GPU." in line]
+    assert "no: needs a GPU: full@sdpa-cudnn (forward) at 256 and 512 tokens" in " ".join(out.split())
+    assert max(map(len, lines)) <= 80
     document = json.loads(bench("run", "--suite", "tiny.toml", "--dry-run", "--json")[1])
     assert [case["runs"] for case in document["cases"]] == [True, True, False]
     assert document["seconds"] > 0

@@ -1,12 +1,17 @@
 """Every command that the guides show is one that this version takes; cheap ones are run."""
 
+import published_factory
 import pytest
+import report_factory as made
 from docs_commands import PAGES, ROOT, commands, parse
 from typer.testing import CliRunner
 
 from bsa_bench.cli.app import app
+from bsa_bench.imports import import_file
+from bsa_bench.result import Status
 from bsa_bench.suite import list_suites, load_suite
 from bsa_bench.suite.override import override
+from bsa_bench.workload import InputSpec
 
 SUITES = {suite.name for suite in list_suites()}
 RUNS = sorted(
@@ -21,6 +26,21 @@ RUNS = sorted(
 CHEAP = sorted(
     {tuple(words) for page in PAGES for words in commands(page.read_text()) if words[:1] in (["list"], ["--help"])}
     | {(verb, "--help") for page in PAGES for verb, *_ in [*commands(page.read_text())]}
+)
+#: Names of runs in the guides; a command that differs from another by this alone is run once.
+RUN_NAMES = dict.fromkeys(
+    ["RUN_A", "before", "h200", "latest", "results/sparsity-1", "results/reference/quick-amd-epyc-2-cores", "tutorial"],
+    "RUN",
+) | {"RUN_B": "after"}
+#: Commands over stored runs.
+STORED = sorted(
+    {
+        tuple(RUN_NAMES.get(word, word) for word in words)
+        for page in PAGES
+        for words in commands(page.read_text())
+        if words[0] in {"report", "table", "plot", "export"}
+        or words[:2] in (["compare", "RUN_A"], ["import", "wan22.csv"])
+    }
 )
 
 
@@ -77,6 +97,34 @@ def test_the_settings_of_every_run_fit_the_suite_that_it_names(words):
 
 @pytest.mark.parametrize("words", CHEAP, ids=" ".join)
 def test_cheap_commands_run(words):
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == 0, done.output
+    assert done.output
+
+
+def on_noise(result, **changes):
+    """The result as one of an input that is made anywhere, as `plot plan` makes it again."""
+    workload = result.case.workload.model_copy(update={"input": InputSpec(kind="gaussian")})
+    return result.model_copy(update={"case": result.case.model_copy(update={"workload": workload}), **changes})
+
+
+@pytest.fixture(scope="module")
+def stored_runs(tmp_path_factory):
+    """A folder with two runs, and with a file of figures that others published, under the names that `STORED` has."""
+    folder = tmp_path_factory.mktemp("stored")
+    results = [*made.quick_results((1024, 2048)), *made.sparsity_results(1024)]
+    for name in ("RUN", "after"):
+        correct = [on_noise(each, run_id=name) for each in results if each.status is Status.OK]
+        made.write_run(folder / "results" / name, made.renumber(correct), run_id=name)
+    (folder / "wan22.csv").write_text(published_factory.cudnn())
+    import_file(folder / "wan22.csv", out=folder / "FILE")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", STORED, ids=" ".join)
+def test_commands_over_stored_runs_run(words, stored_runs, monkeypatch, unrendered):
+    monkeypatch.chdir(stored_runs)
     done = CliRunner().invoke(app, list(words))
     assert done.exit_code == 0, done.output
     assert done.output

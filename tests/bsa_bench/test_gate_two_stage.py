@@ -124,6 +124,22 @@ def test_without_any_time_nothing_is_measured():
     assert (check.verdict, check.reason, exit_status) == (Verdict.NOT_MEASURED, "no time was left for it", 4)
 
 
+def test_four_pairs_far_beyond_noise_and_limit_confirm_and_where_one_does_not_show_it_there_are_more():
+    check, _ = one(Scripted(effect=0.1, between=0.003))
+    assert (check.verdict, len(check.pairs.log_ratios)) == (Verdict.SLOWER, 4)
+    assert check.pairs.p < 1e-4
+    faster, _ = one(Scripted(effect=-0.1, between=0.003))
+    assert (faster.verdict, len(faster.pairs.log_ratios)) == (Verdict.FASTER, 4)
+
+    def weak_once(number, sample):
+        return replace(sample, head=[1.01 * time for time in sample.base]) if number == 5 else sample
+
+    check, _ = one(Scripted(effect=0.1, between=0.003, sample=weak_once))
+    assert (check.verdict, len(check.pairs.log_ratios)) == (Verdict.SLOWER, 8)
+    noisy, _ = one(Scripted(effect=0.05, between=0.02))
+    assert len(noisy.pairs.log_ratios) >= 8
+
+
 @pytest.mark.parametrize(("pairs", "told"), [(1, "1 pair"), (2, "2 pairs")])
 def test_time_that_runs_out_in_the_screen_leaves_what_it_measured_ambiguous(pairs, told):
     check, _ = one(Scripted(effect=0.1), time_left_s=after(pairs))
@@ -131,15 +147,15 @@ def test_time_that_runs_out_in_the_screen_leaves_what_it_measured_ambiguous(pair
     assert len(check.pairs.log_ratios) == pairs
 
 
-@pytest.mark.parametrize("pairs", [3, 7, 10])
+@pytest.mark.parametrize("pairs", [3, 4, 6])
 def test_time_that_runs_out_in_the_confirmation_leaves_the_screens_pairs_and_no_verdict(pairs):
     check, exit_status = one(Scripted(effect=0.1, between=0.003), time_left_s=after(pairs))
     assert (check.verdict, check.is_suspect, exit_status) == (Verdict.AMBIGUOUS, True, 7)  # never a pass
     faster, exit_status = one(Scripted(effect=-0.1, between=0.003), time_left_s=after(pairs))
     assert (faster.verdict, faster.is_suspect, exit_status) == (Verdict.AMBIGUOUS, False, 0)
-    assert check.reason == "flagged by the screen; no time was left for 8 pairs to confirm it"
+    assert check.reason == "flagged by the screen; no time was left for 4 pairs to confirm it"
     assert (check.pairs.stage, len(check.pairs.log_ratios), check.pairs.p) == ("screen", 3, None)
-    assert one(Scripted(effect=0.1, between=0.003), time_left_s=after(11))[0].verdict is Verdict.SLOWER
+    assert one(Scripted(effect=0.1, between=0.003), time_left_s=after(7))[0].verdict is Verdict.SLOWER
 
 
 def test_time_that_runs_out_between_the_looks_leaves_the_confirmation_ambiguous():
@@ -165,20 +181,20 @@ def test_where_time_is_short_what_was_flagged_comes_first_and_the_worst_of_it_al
         "faster": Scripted(effect=-0.5, **steady),
         "open": Scripted(effect=0.019, **steady),  # at the limit, so that the screen goes on
     }
-    # 3 pairs of all take 15 s, 8 of one case 16 s, of two 24 s, of three 32 s.
-    checks, bench = timed(cases, 15 + 16)
+    # 3 pairs of all take 15 s, 4 of one case 8 s, of two 12 s, of three 16 s.
+    checks, bench = timed(cases, 15 + 8)
     assert {name: check.verdict for name, check in checks.items()} == {
         "slower": Verdict.SLOWER,
         "slow": Verdict.AMBIGUOUS,
         "faster": Verdict.AMBIGUOUS,
         "open": Verdict.AMBIGUOUS,
     }
-    assert bench.visits[3:] == [["slower"]] * 8
+    assert bench.visits[3:] == [["slower"]] * 4
     assert checks["slow"].is_suspect
     assert not checks["faster"].is_suspect
-    checks, _ = timed(cases, 15 + 24)
+    checks, _ = timed(cases, 15 + 12)
     assert [name for name, check in checks.items() if check.verdict is Verdict.SLOWER] == ["slow", "slower"]
-    checks, _ = timed(cases, 15 + 32)
+    checks, _ = timed(cases, 15 + 16)
     assert checks["faster"].verdict is Verdict.FASTER
     assert checks["open"].reason == "no time was left for more than 3 pairs"
     checks, bench = timed(cases, 15 + 60)
@@ -187,7 +203,7 @@ def test_where_time_is_short_what_was_flagged_comes_first_and_the_worst_of_it_al
 
 def test_what_cannot_be_confirmed_in_the_time_left_leaves_it_to_the_others():
     cases = {"slow": Scripted(effect=0.2, between=0.002), "open": Scripted(effect=0.019, between=0.002)}
-    checks, bench = timed(cases, 9 + 14)
+    checks, bench = timed(cases, 9 + 7)
     assert {tuple(names) for names in bench.visits[3:]} == {("open",)}
     assert checks["slow"].is_suspect
 
@@ -239,7 +255,7 @@ def test_what_the_screen_flagged_by_mistake_is_the_same():
     check, _ = one(Scripted(between=0.003, sample=once))
     assert check.verdict is Verdict.SAME
     assert check.reason == "flagged by the screen, not confirmed on fresh pairs"
-    assert (check.pairs.stage, len(check.pairs.log_ratios)) == ("confirm", 8)
+    assert (check.pairs.stage, len(check.pairs.log_ratios)) == ("confirm", 4)
 
 
 def test_confirmations_and_screens_share_pairs_and_a_pair_visits_nothing_that_is_decided():
@@ -250,7 +266,7 @@ def test_confirmations_and_screens_share_pairs_and_a_pair_visits_nothing_that_is
     assert [set(names) for names in bench.visits[:3]] == [set(cases)] * 3
     assert all("same" not in names for names in bench.visits[3:])
     assert {"slower", "near"} == set(bench.visits[3])
-    assert bench.num_pairs("slower") == 3 + 8
+    assert bench.num_pairs("slower") == 3 + 4
     assert lines[0] == "pair 1: 3 cases to screen"
     assert lines[3] == "pair 4: 1 case to screen, 1 case to confirm"
 
@@ -294,10 +310,10 @@ def test_a_policy_that_could_never_call_anything_slower_is_refused(options, mess
         Policy(**options)
 
 
-def test_a_confirmation_with_one_look_has_the_whole_significance():
-    assert (Policy().looks, Policy().significance_of_a_look) == ((8, 16), 0.005)
+def test_a_confirmation_with_one_look_by_ranks_has_the_whole_significance():
+    assert (Policy().looks, Policy().significance_of_a_look) == ((4, 8, 16), 0.005)
     single = Policy(confirm_pairs=8, max_confirm_pairs=8)
-    assert (single.looks, single.significance_of_a_look) == ((8,), 0.01)
+    assert (single.looks, single.significance_of_a_look) == ((4, 8), 0.01)
 
 
 def test_the_bench_of_a_case_alone_needs_no_other_case_to_know_the_noise():
@@ -308,7 +324,7 @@ def test_the_bench_of_a_case_alone_needs_no_other_case_to_know_the_noise():
 def test_a_policy_of_one_pair_in_the_screen_flags_and_confirms():
     quick = Policy(screen_pairs=1)
     check = gate({"case": Scripted(effect=0.1, between=0.003)}, policy=quick)[0]["case"]
-    assert (check.verdict, len(check.pairs.log_ratios)) == (Verdict.SLOWER, 8)
+    assert (check.verdict, len(check.pairs.log_ratios)) == (Verdict.SLOWER, 4)
 
 
 def test_samples_of_one_turn_are_enough():

@@ -99,6 +99,16 @@ def test_a_kill_from_outside_is_out_of_memory_only_if_the_worker_was_large(bench
     assert re.match(r"killed by SIGKILL from outside; it had [\d.]+ [MG]iB of memory", result.reason)
 
 
+def test_what_a_killed_worker_had_is_its_own_and_not_what_the_main_process_had(bench):
+    ballast = bytearray(400 << 20)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    bench.run([case()], {case(): "signal:SIGKILL"})
+    result = read_run(bench.results / "r").results[0]
+    size, unit = re.search(r"it had ([\d.]+) ([MG])iB", result.reason).groups()
+    assert unit == "M"
+    assert float(size) < 200
+
+
 def test_a_large_worker_killed_from_outside_ran_out_of_memory(bench):
     one = case(tokens=8)
     outcome = bench.run([one], {one: "signal:SIGKILL"}, device=DeviceModel("cpu", 1e12, 1e11, 2 << 20, 0.0))
