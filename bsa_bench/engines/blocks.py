@@ -15,9 +15,9 @@ from bsa_bench.engines.dense import dense_flop
 from bsa_bench.engines.forms import Extent, Form, parse_forms
 from bsa_bench.result import PassName
 from bsa_kernels import CAUSAL, BlockGrid, BlockPlan, full_plan
-from bsa_kernels.block_engine import lse_runner
+from bsa_kernels.block_engine import lse_runner, runs_cpp
 from bsa_kernels.block_sparse.tile_table import padded
-from bsa_kernels.engines.cpu.build import BuildError, find_compiler
+from bsa_kernels.cpp.build import BuildError, find_compiler
 from bsa_kernels.engines.cpu.engine import CPU as CPU_KERNELS
 from bsa_kernels.engines.gluon import GLUON as GLUON_KERNELS
 from bsa_kernels.engines.kept import FLEX as FLEX_KERNELS
@@ -61,6 +61,11 @@ class Blocks:
     def runs_triton(self) -> bool:
         """See `BlockEngine`."""
         return self.block.runs_triton
+
+    @property
+    def runs_cpp(self) -> bool:
+        """See `runs_cpp` of `bsa_kernels.block_engine`."""
+        return runs_cpp(self.block)
 
     @property
     def gives_lse(self) -> bool:

@@ -11,6 +11,7 @@ from bsa_kernels.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bsa_kernels.api import block_sparse_attention, bsa_attention, make_bsa_plan, tile_permute, tile_restore
+    from bsa_kernels.engines import explain_engine
     from bsa_kernels.grid import BlockGrid
     from bsa_kernels.plan import BlockPlan, full_plan
     from bsa_kernels.rules import CAUSAL, FULL, ElementRule
@@ -24,6 +25,7 @@ __all__ = [
     "ElementRule",
     "block_sparse_attention",
     "bsa_attention",
+    "explain_engine",
     "full_plan",
     "make_bsa_plan",
     "merge_streams",
@@ -35,6 +37,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "api": ("block_sparse_attention", "bsa_attention", "make_bsa_plan", "tile_permute", "tile_restore"),
+        "engines": ("explain_engine",),
         "grid": ("BlockGrid",),
         "plan": ("BlockPlan", "full_plan"),
         "rules": ("CAUSAL", "ElementRule", "FULL"),

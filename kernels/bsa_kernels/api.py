@@ -99,16 +99,15 @@ def bsa_attention(
 
     Args:
         q, k, v: [B, H, L, D] in natural (t, h, w) token order, one floating dtype, one device.
-        engine: `auto` (`triton` on CUDA, `gather` elsewhere), `triton`, `gluon` (a forward for
-            Hopper alone), `cpu` (needs a C++ compiler), `gather`, `flex`, or `reference`, the oracle.
-            The engine asked for runs, or the call raises: nothing falls back.
+        engine: `auto` (`triton` on CUDA; `cpu` on a CPU, or `gather` with a warning where there is no C++ compiler;
+            see `explain_engine`), `triton`, `gluon` (a forward for Hopper alone), `cpu`, `gather`, `flex`, or
+            `reference`, the oracle. The engine asked for runs, or the call raises: nothing falls back.
         tiled: q, k, v and the result are tile-major [B, H, N*M, D], see `tile_permute`; padding is not read, and zero
             in the result.
 
-    Under `torch.compile` and `torch.export` the engine `triton` is three opaque operators; with `cpu` the attention is
-    one, and the selection, in torch, is not traced whole. Under autocast q, k and v are converted first;
-    `torch.use_deterministic_algorithms` makes the backward of `triton` add in a fixed order, which that of `cpu` always
-    does.
+    Under `torch.compile` and `torch.export` the engine `triton` is three opaque operators, `cpu` two. Under autocast
+    q, k and v are converted first; `torch.use_deterministic_algorithms` makes the backward of `triton` add in a fixed
+    order, which that of `cpu` always does.
 
     The other arguments are those of `make_bsa_plan`.
 

@@ -56,6 +56,11 @@ class BlockRunner(Protocol):
         """Attend by the plan; differentiable in q, k and v where `unsupported(..., backward=True)` is None."""
 
 
+def runs_cpp(engine: BlockRunner) -> bool:
+    """Whether an engine says that it runs `bsa_kernels.cpp`, by an attribute of this name, so that a method may too."""
+    return bool(getattr(engine, "runs_cpp", False))
+
+
 class LseRunner(BlockRunner, Protocol):
     """A runner whose `gives_lse` is True."""
 

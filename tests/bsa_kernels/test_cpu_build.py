@@ -5,17 +5,18 @@ import stat
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 import bsa_kernels
-from bsa_kernels import block_sparse_attention, full_plan
+from bsa_kernels import block_sparse_attention, bsa_attention, engines, explain_engine, full_plan
+from bsa_kernels.cpp import build as building
+from bsa_kernels.cpp import library
+from bsa_kernels.cpp.build import BuildError, build, default_cache, find_compiler
 from bsa_kernels.engines import get_engine
-from bsa_kernels.engines.cpu import build as building
-from bsa_kernels.engines.cpu import library
-from bsa_kernels.engines.cpu.build import BuildError, build, default_cache, find_compiler
 from bsa_kernels.grid import BlockGrid
 
 # Notes each compilation, takes some time for it, and writes what it was asked for to the file behind -o.
@@ -95,10 +96,7 @@ def test_what_a_killed_compilation_left_is_not_used_and_goes_after_an_hour(fake,
 
 @pytest.mark.slow
 def test_processes_that_compile_at_once_do_not_disturb_each_other(fake, tmp_path):
-    code = (
-        "import sys, pathlib; from bsa_kernels.engines.cpu.build import build\n"
-        "print(build(cache=pathlib.Path(sys.argv[1])))"
-    )
+    code = "import sys, pathlib; from bsa_kernels.cpp.build import build\nprint(build(cache=pathlib.Path(sys.argv[1])))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, str(tmp_path / "cache")]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(4)]
@@ -125,6 +123,24 @@ def test_without_a_compiler_the_engine_is_unsupported_and_says_so(monkeypatch):
     q = torch.zeros(1, 1, 8, 8)
     with pytest.raises(ValueError, match=r"engine 'cpu': compiling the kernels needs a C\+\+ compiler"):
         block_sparse_attention(q, q, q, full_plan(1, 1, grid, device=q.device), engine="cpu")
+
+
+def test_without_a_compiler_auto_is_gather_and_says_so_once(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-c++")
+    monkeypatch.setattr(library, "_loaded", [])
+    monkeypatch.setattr(engines, "_warned", set())
+    said = (
+        "engine 'auto' is 'gather' on this CPU, which is several times as slow as 'cpu': CXX names the C++ compiler "
+        "'no-such-c++', which does not exist; install it or unset CXX."
+    )
+    q = torch.randn(1, 1, 64, 8)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            found = bsa_attention(q, q, q, grid=(4, 4, 4))
+    assert [(warning.category, str(warning.message)) for warning in warned] == [(RuntimeWarning, said)]
+    assert torch.equal(found, bsa_attention(q, q, q, grid=(4, 4, 4), engine="gather"))
+    assert explain_engine("cpu") == said
 
 
 def test_a_compiler_that_does_not_exist_is_named(monkeypatch):
@@ -189,6 +205,6 @@ def test_the_package_ships_every_source():
     shipped = {
         p for pattern in project["tool"]["setuptools"]["package-data"]["bsa_kernels"] for p in folder.glob(pattern)
     }
-    sources = {p for p in (folder / "engines" / "cpu").iterdir() if p.suffix in {".cpp", ".h"}}
+    sources = {p for p in (folder / "cpp").iterdir() if p.suffix in {".cpp", ".h"}}
     assert {p.name for p in sources} >= {"attend.cpp", "simd.h", "threads.h", "formats.h"}
     assert sources <= shipped

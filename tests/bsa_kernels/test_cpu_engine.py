@@ -13,9 +13,9 @@ from plan_oracle import given, made_plan
 from torch.utils.checkpoint import checkpoint
 
 from bsa_kernels import CAUSAL, FULL, BlockGrid, ElementRule, block_sparse_attention, bsa_attention, full_plan
+from bsa_kernels.cpp import library
+from bsa_kernels.cpp.build import build
 from bsa_kernels.engines import get_engine
-from bsa_kernels.engines.cpu import library
-from bsa_kernels.engines.cpu.build import build
 from bsa_kernels.operator import Operator
 from bsa_kernels.stages import plan_stages
 
@@ -283,6 +283,14 @@ def test_compile_traces_attention_by_a_plan_whole_and_gives_the_same():
 
 
 @pytest.mark.slow
+def test_compile_traces_the_whole_of_bsa_attention_as_auto_and_gives_the_same():
+    torch._dynamo.reset()
+    inputs = qkv(GRID, 16)
+    compiled = torch.compile(lambda q, k, v: attend(q, k, v, engine="auto"), fullgraph=True, backend="aot_eager")
+    assert_equal(results(compiled, inputs), results(attend, inputs))
+
+
+@pytest.mark.slow
 def test_an_exported_program_gives_the_same():
     function, inputs = by_plan()
 
@@ -293,6 +301,18 @@ def test_an_exported_program_gives_the_same():
     q, k, v = (x.detach() for x in (inputs.q, inputs.k, inputs.v))
     program = torch.export.export(Attention(), (q, k, v))
     assert torch.equal(program.module()(q, k, v), function(q, k, v))
+
+
+@pytest.mark.slow
+def test_an_exported_bsa_attention_gives_the_same():
+    class Attention(torch.nn.Module):
+        def forward(self, q, k, v):
+            return attend(q, k, v)
+
+    inputs = qkv(GRID, 16)
+    q, k, v = (x.detach() for x in (inputs.q, inputs.k, inputs.v))
+    program = torch.export.export(Attention(), (q, k, v))
+    assert torch.equal(program.module()(q, k, v), attend(q, k, v))
 
 
 @pytest.mark.slow

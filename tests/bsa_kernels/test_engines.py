@@ -19,7 +19,7 @@ from kernel_helpers import (
 )
 
 from bsa_kernels import BlockGrid, block_sparse_attention
-from bsa_kernels.engines import ENGINES, auto_engine, flex, gather
+from bsa_kernels.engines import ENGINES, auto_engine, explain_engine, flex, gather
 
 SHAPES = [
     ((5, 7, 9), (4, 4, 4), (4, 4, 4)),
@@ -221,8 +221,11 @@ def test_gather_gives_the_same_whatever_its_batches(batch_bytes, monkeypatch):
         torch.testing.assert_close(result, expected[name], rtol=1e-12, atol=1e-12)
 
 
-def test_auto_is_triton_on_cuda_and_gather_elsewhere():
-    assert [auto_engine(torch.device(kind)) for kind in ("cuda", "cpu", "mps")] == ["triton", "gather", "gather"]
+def test_auto_is_triton_on_cuda_the_kernels_on_a_cpu_and_gather_elsewhere():
+    assert [auto_engine(torch.device(kind)) for kind in ("cuda", "cpu", "mps")] == ["triton", "cpu", "gather"]
+    assert explain_engine("cuda") == "engine 'auto' is 'triton' on cuda: the kernels in Triton."
+    assert explain_engine("cpu") == "engine 'auto' is 'cpu' on cpu: the kernels in C++, compiled for this machine."
+    assert explain_engine("mps") == "engine 'auto' is 'gather' on mps: torch, for there are no kernels."
     assert set(ENGINES) == {"reference", "gather", "flex", "triton", "gluon", "cpu"}
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from bsa_kernels.block_engine import Order, Passes
+from bsa_kernels.cpp.build import BuildError
+from bsa_kernels.cpp.library import DTYPES, load
 from bsa_kernels.engines.cpu import ops
-from bsa_kernels.engines.cpu.build import BuildError
-from bsa_kernels.engines.cpu.library import DTYPES, load
 from bsa_kernels.engines.cpu.ops import PlanTables
 from bsa_kernels.plan import BlockPlan
 
@@ -28,6 +28,7 @@ class CpuEngine:
     layout: Order = "natural"
     fills: bool = True
     runs_triton: bool = False
+    runs_cpp: bool = True
     gives_lse: bool = True
 
     def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:  # noqa: ARG002

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bsa_kernels.block_engine import Order
-from bsa_kernels.engines.cpu.library import Geometry, load, make_problem
+from bsa_kernels.cpp.library import Geometry, load, make_problem
 from bsa_kernels.plan import BlockPlan
 
 
@@ -105,17 +105,7 @@ def _attend(
 
 
 @_attend.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kept_slots: Tensor,
-    num_kept: Tensor,
-    fill: Tensor,
-    block_bits: Tensor,
-    code: Sequence[int],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, kept_slots: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(kept_slots.shape, dtype=_wide(q.dtype))
 
 
@@ -151,19 +141,7 @@ def _attend_backward(
 
 @_attend_backward.register_fake
 def _(
-    grad_o: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    kept_slots: Tensor,
-    num_kept: Tensor,
-    fill: Tensor,
-    block_bits: Tensor,
-    code: Sequence[int],
-    scale: float,
+    grad_o: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *others: object
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 

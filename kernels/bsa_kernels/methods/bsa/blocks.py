@@ -9,14 +9,13 @@ Shape legend: `B` batch, `H` heads, `Nq`/`Nk` query and KV blocks, `M` slots a b
 
 from __future__ import annotations
 
-import math
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from bsa_kernels.grid import BlockGrid
-from bsa_kernels.methods.bsa.options import MASS_FLOOR, MASS_TARGET, KvRule
+from bsa_kernels.methods.bsa.options import MASS_FLOOR, MASS_TARGET, KvRule, kept_count
 
 # A row whose spread is below this many roundings of its magnitude is constant: the rest is error of the dot products.
 _CONSTANT = 16
@@ -68,8 +67,7 @@ def select_blocks(scores: Tensor, *, kv_density: float, rule: KvRule, magnitude:
     if kv_density == 1:
         return torch.ones_like(scores, dtype=torch.bool)
     if rule == "topk":
-        keep = max(1, math.floor(kv_density * n + 0.5))
-        order = scores.argsort(dim=-1, descending=True, stable=True)[..., :keep]
+        order = scores.argsort(dim=-1, descending=True, stable=True)[..., : kept_count(n, kv_density)]
         return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
     if rule == "mass":
         mass, order = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)

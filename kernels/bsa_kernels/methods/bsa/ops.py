@@ -30,14 +30,17 @@ def _select(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) ->
 
 @_select.register_fake
 def _(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) -> list[Tensor]:
-    wanted = BsaOptions.decode(options)
-    q_grid, kv_grid = grids(wanted)
+    return list(empty_selection(q, BsaOptions.decode(options)))
+
+
+def empty_selection(q: Tensor, options: BsaOptions) -> Selected:
+    """The tables of a selection from q [B, H, L, D], contiguous on its device, not written."""
+    q_grid, kv_grid = grids(options)
     blocks = (*q.shape[:2], q_grid.num_blocks)
-    kept = kept_rows(q_grid, wanted.query_rule, wanted.query_keep)
-    selected = Selected(
+    kept = kept_rows(q_grid, options.query_rule, options.query_keep)
+    return Selected(
         kept_slots=q.new_empty((*blocks, kept), dtype=torch.int32),
         num_kept=q.new_empty(blocks, dtype=torch.int32),
         fill=q.new_empty((*blocks, q_grid.block_size), dtype=torch.int32),
         block_bits=q.new_empty((*blocks, -(-kv_grid.num_blocks // 32)), dtype=torch.int32),
     )
-    return list(selected)

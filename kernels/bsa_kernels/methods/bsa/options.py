@@ -89,5 +89,5 @@ def _decoded(code: str) -> BsaOptions:
 
 
 def kept_count(num_real: int, keep: float) -> int:
-    """Queries kept of `num_real` > 0 real tokens: max(1, floor(keep * m + 0.5)). Source: bsa-method section 3, D."""
+    """Queries or blocks kept of `num_real` > 0: max(1, floor(keep * m + 0.5)). Source: bsa-method section 3, D."""
     return max(1, math.floor(keep * num_real + 0.5))

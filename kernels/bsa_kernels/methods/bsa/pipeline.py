@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bsa_kernels.block_engine import BlockRunner
-from bsa_kernels.methods.bsa import ops, stages
+from bsa_kernels.block_engine import BlockRunner, runs_cpp
+from bsa_kernels.methods.bsa import cpp_select, ops, stages
 from bsa_kernels.methods.bsa.options import BsaOptions
 from bsa_kernels.operator import Operator
 from bsa_kernels.stages import block_stages
@@ -18,7 +18,7 @@ def bsa_operator(options: BsaOptions, engine: BlockRunner, *, scale: float, is_t
 
     Args:
         options: what is selected.
-        engine: what attends; the selection runs in Triton if the engine does, in torch otherwise.
+        engine: what attends; the selection runs in Triton or C++ if the engine does, in torch otherwise.
         scale: of the logits.
         is_tiled: q, k, v and o are tile-major, for an engine that reads them so.
     """
@@ -26,6 +26,8 @@ def bsa_operator(options: BsaOptions, engine: BlockRunner, *, scale: float, is_t
     def select(q: Tensor, k: Tensor, *, is_tiled: bool) -> stages.Selected:
         if engine.runs_triton:
             return ops.select(q, k, options, scale=scale, is_tiled=is_tiled)
+        if runs_cpp(engine):
+            return cpp_select.select(q, k, options, scale=scale, is_tiled=is_tiled)
         return stages.select_tokens(q, k, options, scale=scale, is_tiled=is_tiled, in_triton=False)
 
     def build(selected: Any) -> Any:

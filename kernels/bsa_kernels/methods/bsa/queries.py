@@ -185,30 +185,57 @@ def _member_rows(q: Tensor, groups: _Groups) -> Tensor:
     return q.flatten(1, 2).index_select(1, index).view(q.shape[0], *groups.members.shape, -1)
 
 
+@dataclass(frozen=True)
+class GroupKinds:
+    """The groups of a grid by kinds of blocks, at most eight: those with the same real slots share them. On the CPU.
+
+    `of_block` [N] the kind of each block; `members` [kinds, G, W], `centres` [kinds, G, C] slots, -1 tails; `keep`
+    [kinds, G] how many are kept; `points` [kinds, M, 3] the (t, h, w) of each slot inside its block.
+    """
+
+    of_block: Tensor
+    members: Tensor
+    centres: Tensor
+    keep: Tensor
+    points: Tensor
+
+
+@lru_cache(maxsize=64)
+def group_kinds(grid: BlockGrid, rule: QueryRule, keep: float) -> GroupKinds:
+    """Group the slots of each kind of block."""
+    device = torch.device("cpu")
+    coords, real = grid.local_coords(device), grid.real_counts(device)
+    kinds: dict[tuple[object, ...], int] = {}
+    shapes: list[_Shape] = []
+    points: list[Tensor] = []
+    of_block: list[int] = []
+    for block in range(grid.num_blocks):
+        num_real = int(real[block])
+        real_coords = coords[block, :num_real]
+        signature = (num_real, *real_coords[-1].tolist())
+        if signature not in kinds:
+            kinds[signature] = len(shapes)
+            shapes.append(_block_groups(real_coords.tolist(), grid.block, rule, keep))
+            points.append(coords[block])
+        of_block.append(kinds[signature])
+    return GroupKinds(
+        of_block=torch.tensor(of_block),
+        members=_stack([shape.members for shape in shapes]),
+        centres=_stack([shape.centres for shape in shapes]),
+        keep=torch.tensor([shape.counts for shape in shapes]),
+        points=torch.stack(points),
+    )
+
+
 @lru_cache(maxsize=64)
 def _groups(grid: BlockGrid, rule: QueryRule, keep: float, device: torch.device) -> _Groups:
     if device.type != "cpu":
         cpu = _groups(grid, rule, keep, torch.device("cpu"))
         tables = {name: getattr(cpu, name).to(device) for name in _TABLES}
         return _Groups(**tables, max_kept=cpu.max_kept)
+    kinds = group_kinds(grid, rule, keep)
     coords = grid.local_coords(device)
-    real = grid.real_counts(device)
-    # Blocks with the same count and the same slot order share their geometry: at most eight kinds in a grid.
-    kinds: dict[tuple[object, ...], int] = {}
-    kind_of_block: list[int] = []
-    kinds_found: list[_Shape] = []
-    for block in range(grid.num_blocks):
-        num_real = int(real[block])
-        real_coords = coords[block, :num_real]
-        signature = (num_real, *real_coords[-1].tolist())
-        if signature not in kinds:
-            kinds[signature] = len(kinds_found)
-            kinds_found.append(_block_groups(real_coords.tolist(), grid.block, rule, keep))
-        kind_of_block.append(kinds[signature])
-    pick = torch.tensor(kind_of_block)
-    members = _stack([shape.members for shape in kinds_found])[pick]
-    centre = _stack([shape.centres for shape in kinds_found])[pick]
-    keep_counts = torch.tensor([shape.counts for shape in kinds_found])[pick]
+    members, centre, keep_counts = (x[kinds.of_block] for x in (kinds.members, kinds.centres, kinds.keep))
     n, m = grid.num_blocks, grid.block_size
     g, w = members.shape[1:]
     group = torch.zeros(n, m + 1, dtype=torch.int64)

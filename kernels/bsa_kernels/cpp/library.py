@@ -1,4 +1,4 @@
-"""The compiled library of the engine `cpu` as functions of tensors: one C structure in, a return code out."""
+"""The compiled library as functions: one C structure in, a return code out; and the structure of an attention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bsa_kernels.block_engine import Order
-from bsa_kernels.engines.cpu.build import BuildError, build
+from bsa_kernels.cpp.build import BuildError, build
 from bsa_kernels.grid import BlockGrid
 from bsa_kernels.keys import KeySlots
 
@@ -55,13 +55,21 @@ _TABLES = (
 )
 
 
-class _Tokens(ctypes.Structure):
+class Tokens(ctypes.Structure):
+    """`Tokens` of tokens.h: a tensor [B, H, L, D], the last dimension without gaps."""
+
     _fields_ = (
         ("data", ctypes.c_void_p),
         ("batch_stride", ctypes.c_int64),
         ("head_stride", ctypes.c_int64),
         ("token_stride", ctypes.c_int64),
     )
+
+    @classmethod
+    def of(cls, x: Tensor) -> Tokens:
+        """Of a tensor, which must outlive it."""
+        assert x.shape[3] == 1 or x.stride(3) == 1
+        return cls(x.data_ptr(), *x.stride()[:3])
 
 
 class Problem(ctypes.Structure):
@@ -70,7 +78,7 @@ class Problem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
         ("scale", ctypes.c_double),
-        *((name, _Tokens) for name in _TENSORS),
+        *((name, Tokens) for name in _TENSORS),
         *((name, ctypes.c_void_p) for name in _TABLES),
     )
 
@@ -112,7 +120,7 @@ class Geometry:
 
 
 class Library:
-    """The functions of a compiled library; see attend.cpp."""
+    """The functions of a compiled library; see attend.cpp and select.cpp."""
 
     def __init__(self, path: Path) -> None:
         """Load it.
@@ -144,6 +152,10 @@ class Library:
         flop = ctypes.c_int64()
         _check(self.functions.bsa_flop(ctypes.byref(problem), int(is_backward), ctypes.byref(flop)))
         return flop.value
+
+    def select(self, problem: ctypes.Structure) -> None:
+        """The selection of BSA, see select.cpp and `SelectProblem`. Raises as `forward`."""
+        _check(self.functions.bsa_select(ctypes.byref(problem)))
 
 
 _lock = threading.Lock()
@@ -201,9 +213,8 @@ def make_problem(
     )
     for name, x in tensors.items():
         assert x.dtype == q.dtype
-        assert x.shape[3] == 1 or x.stride(3) == 1
-        setattr(problem, name, _Tokens(x.data_ptr(), *x.stride()[:3]))
-    for name, table in {**tables, **_geometry_tables(geometry)}.items():
+        setattr(problem, name, Tokens.of(x))
+    for name, table in {**tables, **geometry_tables(geometry)}.items():
         if table is not None:
             assert table.is_contiguous()
             setattr(problem, name, table.data_ptr())
@@ -211,8 +222,8 @@ def make_problem(
 
 
 @lru_cache(maxsize=64)
-def _geometry_tables(geometry: Geometry) -> dict[str, Tensor]:
-    """Where each slot's row is, which token it holds, and how many keys of a block are real; int32."""
+def geometry_tables(geometry: Geometry) -> dict[str, Tensor]:
+    """For `Problem`: where each slot's row is, which token it holds, and how many keys of a block are real; int32."""
     device = torch.device("cpu")
     q_tokens, keys = geometry.q_grid.token_of_slot(device), geometry.keys
     if geometry.is_tiled:

@@ -17,31 +17,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <new>
-#include <type_traits>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include "formats.h"
 #include "simd.h"
 #include "threads.h"
+#include "tokens.h"
 
 namespace {
 
 constexpr int64_t kTile = 64;
-constexpr double kLog2E = 1.4426950408889634;
-
-// Strides are counted in numbers; the last dimension has none.
-struct Tokens {
-  void* data;
-  int64_t batch_stride;
-  int64_t head_stride;
-  int64_t token_stride;
-};
 
 // As `library.Problem` has it, field by field.
 struct Problem {
@@ -64,34 +49,6 @@ struct Problem {
   const int32_t* kv_rows;      // [Nk, Mk]: as q_rows
   const int32_t* kv_positions; // [Nk, Mk]
   const int32_t* kv_counts;    // [Nk]: real keys, which come first in their block
-};
-
-int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
-int64_t divide_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
-
-// Memory for numbers, not initialised; in huge pages where it is large.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count = 0) {
-    if (count <= 0) return;
-    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
-    const size_t alignment = bytes < kHuge ? 64 : kHuge;
-    void* made = nullptr;
-    if (posix_memalign(&made, alignment, bytes) != 0) throw std::bad_alloc();
-    data_.reset(static_cast<T*>(made));
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (alignment == kHuge) madvise(made, bytes, MADV_HUGEPAGE);
-#endif
-  }
-  T* get() const { return data_.get(); }
-
- private:
-  static constexpr size_t kHuge = size_t{2} << 20;
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
 };
 
 // Blocks first to past - 1 whose bit is set, ascending.
@@ -135,27 +92,6 @@ struct KeyTile {
   int keys;       // real ones
   bool is_cut;    // the rule hides a pair
 };
-
-// Rows of a storage format: how they are read into the compute format, and written from it.
-template <class T>
-struct Format {
-  int64_t bytes;  // of a number
-  bool is_compute;
-  void (*read)(const void* from, T* to, int64_t count);
-  void (*write)(const T* from, void* to, int64_t count);
-};
-
-template <class Storage>
-constexpr Format<typename ComputeOf<Storage>::type> format_of() {
-  using T = typename ComputeOf<Storage>::type;
-  return {sizeof(Storage), std::is_same_v<Storage, T>,
-          [](const void* from, T* to, int64_t count) {
-            for (int64_t i = 0; i < count; i++) to[i] = widen(static_cast<const Storage*>(from)[i]);
-          },
-          [](const T* from, void* to, int64_t count) {
-            for (int64_t i = 0; i < count; i++) static_cast<Storage*>(to)[i] = narrow<Storage>(from[i]);
-          }};
-}
 
 template <class T>
 class Attention {
@@ -259,9 +195,8 @@ class Attention {
  private:
   int64_t threads_for(int64_t items) const { return std::max<int64_t>(1, std::min(p.threads, items)); }
 
-  // Where the row of a token is, in numbers from the start.
   int64_t offset_of(const Tokens& tokens, int64_t head, int64_t row) const {
-    return head / p.heads * tokens.batch_stride + head % p.heads * tokens.head_stride + row * tokens.token_stride;
+    return tokens.offset_of(p.heads, head, row);
   }
   void* place_of(const Tokens& tokens, int64_t head, int64_t row) const {
     return static_cast<char*>(tokens.data) + offset_of(tokens, head, row) * format_.bytes;
@@ -688,43 +623,22 @@ class Attention {
   std::vector<std::atomic<int64_t>> progress_;
 };
 
-// Calls body with the attention of the problem's format; 0, or 1 where memory is out.
-template <class Body>
-int with_attention(const Problem& problem, Body&& body) {
-  try {
-    if (problem.dtype == 1) {
-      Attention<double> made(problem, format_of<double>());
-      body(made);
-    } else {
-      Attention<float> made(problem, problem.dtype == 0   ? format_of<float>()
-                                     : problem.dtype == 2 ? format_of<Bfloat16>()
-                                                          : format_of<Float16>());
-      body(made);
-    }
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-}
-
 }  // namespace
-
-#define BSA_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
 
 BSA_EXPORT int64_t bsa_problem_bytes() { return sizeof(Problem); }
 
 BSA_EXPORT int bsa_forward(const Problem* problem) {
-  return with_attention(*problem, [](auto& attention) { attention.forward(); });
+  return with_task<Attention>(*problem, [](auto& attention) { attention.forward(); });
 }
 
 BSA_EXPORT int bsa_backward(const Problem* problem) {
-  return with_attention(*problem, [](auto& attention) { attention.backward(); });
+  return with_task<Attention>(*problem, [](auto& attention) { attention.backward(); });
 }
 
 BSA_EXPORT int bsa_flop(const Problem* problem, int is_backward, int64_t* flop) {
-  return with_attention(*problem, [&](auto& attention) { *flop = attention.flop(is_backward != 0); });
+  return with_task<Attention>(*problem, [&](auto& attention) { *flop = attention.flop(is_backward != 0); });
 }
 
 #ifdef BSA_COUNT_FLOP

@@ -1,4 +1,4 @@
-"""Compile the C++ of the engine `cpu` into the user's cache, once for each source, compiler, flags and CPU.
+"""Compile the C++ kernels into the user's cache, once for each source, compiler, flags and CPU.
 
 A library's name holds a digest of what it was made of and one of its content, so that a file which is damaged or cut
 short is noticed, removed and made anew. It is written under another name and renamed: processes that compile at the
@@ -98,8 +98,8 @@ def build(*, cache: Path | None = None, flags: Sequence[str] = ()) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
         with tempfile.TemporaryDirectory(prefix="compiling-", dir=folder) as scratch:
-            made = Path(scratch) / "attend.so"
-            _run([*command, str(_FOLDER / "attend.cpp"), "-o", str(made)])
+            made = Path(scratch) / "kernels.so"
+            _run([*command, *map(str, sorted(_FOLDER.glob("*.cpp"))), "-o", str(made)])
             final = folder / f"{key}-{_digest(made.read_bytes())}.so"
             made.replace(final)
     except OSError as error:

@@ -61,6 +61,13 @@ class Phase {
   std::atomic<int64_t> done_{0};
 };
 
+// How many threads are worth their start: at most one an item, and one for each `share` of the work.
+inline int64_t threads_for(int64_t most, int64_t items, int64_t work, int64_t share) {
+  const int64_t worth = work / share + 1;
+  const int64_t wanted = most < items ? most : items;
+  return wanted < 1 ? 1 : (wanted < worth ? wanted : worth);
+}
+
 // Calls body(0) to body(threads - 1), each on a thread of its own, the first on this one. The body must not throw.
 template <class Body>
 void parallel(int64_t threads, Body&& body) {

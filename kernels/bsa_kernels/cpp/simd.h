@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+constexpr double kLog2E = 1.4426950408889634;
+
 #ifdef BSA_COUNT_FLOP
 #include <atomic>
 inline std::atomic<int64_t> counted_flop{0};
