@@ -462,7 +462,7 @@ class RunLine(Line):
 
     `num_cases` were asked for, each in `num_processes` processes; `seed` is of the order in which they ran, null where
     that was the order given. `timer` and `cache` are what was asked for; null: the device's usual. `ceilings` were
-    measured before the first case.
+    measured before the first case. `suite_sha256` is of the suite's file, `files` of each input file, by its path.
     """
 
     schema_version: Literal[2] = 2
@@ -471,6 +471,8 @@ class RunLine(Line):
     utc: str
     suite: str
     suite_title: str
+    suite_sha256: str | None = None
+    files: dict[str, str] = {}
     profile: str
     command: list[str]
     environment: Environment

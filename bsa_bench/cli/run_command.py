@@ -92,6 +92,8 @@ def run_suite(request: RunRequest) -> int:
     settings = RunSettings(
         suite=suite.name,
         suite_title=suite.title,
+        suite_sha256=suite.sha256,
+        suite_source=suite.source,
         command=tuple(command_line()),
         device=DeviceModel.of(found.environment, probe_s=probe_s, ceilings=found.ceilings),
         profile=profile,

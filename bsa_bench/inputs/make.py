@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bsa_bench.errors import InputError
+from bsa_bench.file_digest import file_digest
 from bsa_bench.inputs.captured import check_captured, read_captured
 from bsa_bench.inputs.clip import check_clip, find_sample_clip, load_clip, patch_chunks
 from bsa_bench.inputs.fields import CHANNELS, smooth_chunks, write_gaussian
@@ -36,7 +38,10 @@ class QKV:
 
 
 def check_input(workload: Workload) -> None:
-    """Raise InputError if the input of `workload` cannot be made; quick, and without torch."""
+    """Raise InputError if the input of `workload` cannot be made, or its file is no longer the one that it names.
+
+    Without torch.
+    """
     spec = workload.input
     if spec.kind in {"smooth", "video"}:
         check_head_dim(workload.head_dim)
@@ -44,6 +49,11 @@ def check_input(workload: Workload) -> None:
         check_clip(_clip_path(workload))
     elif spec.kind == "captured":
         check_captured(_file_path(workload), workload)
+    if spec.sha256 is not None and (found := file_digest(_file_path(workload))) != spec.sha256:
+        raise InputError(
+            f"{spec.kind} {spec.path}: another file lies there now, its SHA-256 is {found}, expected {spec.sha256}; "
+            "put the file that was measured back, or start a new run"
+        )
 
 
 def make_qkv(workload: Workload, *, device: str) -> QKV:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from bsa_bench.report.findings import fastest, groups
 from bsa_bench.report.labels import Labels, latency_text, percent, processes_text, scientific, shape_label, speedup_text
@@ -38,6 +39,8 @@ def environment_facts(run: Run) -> dict[str, str]:
     env, line = run.environment, run.run_lines[-1]
     facts = {
         "Suite": f"`{line.suite}`: {line.suite_title}",
+        "Suite file": line.suite_sha256 and f"SHA-256 `{line.suite_sha256}`",
+        "Input files": ", ".join(f"`{PurePath(path).name}`: SHA-256 `{digest}`" for path, digest in line.files.items()),
         "Profile": line.profile,
         "Processes": f"{line.num_processes} a case, in random order with seed {line.seed}"
         if line.num_processes > 1
