@@ -8,6 +8,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from bsa_bench.errors import InputError, UnsupportedError
@@ -159,7 +160,7 @@ def _resolved_backend(engine: Engine, subject: Subject) -> tuple[str | None, str
     ops, kernels = profiled_names(lambda: subject.operator.forward(subject.tensors), cuda=subject.tensors["q"].is_cuda)
     attention = sorted(op for op in ops if op.startswith("aten::_scaled_dot_product"))
     backend = ", ".join([*attention, *sorted(kernels)][:12]) or None
-    if expected and not ops & set(expected):
+    if expected and not any(fnmatchcase(op, pattern) for op in ops for pattern in expected):
         return backend, f"expected one of {', '.join(expected)} in a profiled call, found {attention or 'none'}"
     return backend, None
 

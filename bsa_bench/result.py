@@ -268,8 +268,15 @@ class Timing(Line):
         return abs(self.timer_disagreement or 0.0) > CHECKED_WITHIN
 
 
+QUOTA = "cpu_quota"
+"""The cause in `DeviceState.throttle_ns` that is not the device's: the quota of a control group, a container's say."""
+
+
 class DeviceState(Line):
     """What the device did while it was timed; null where the platform does not tell.
+
+    `throttle_ns` is by cause how long it was held back; `cpu_quota` how long the quota of a control group kept the
+    processes from running.
 
     `other_cpu_share` is the share of the machine's processor time that others than the worker took meanwhile, what a
     virtual machine's host stole included: above a few percent, CPU times are not the operator's own.

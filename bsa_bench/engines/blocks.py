@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bsa_bench.contract import BLOCKS, CAUSAL_DENSE, DENSE, ELEMENT_RULES
-from bsa_bench.engines.dense import dense_flop
+from bsa_bench.engines.dense import dense_flop, interpreted_on_gpu
 from bsa_bench.engines.forms import Extent, Form, parse_forms
 from bsa_bench.result import PassName
 from bsa_kernels import CAUSAL, BlockGrid, BlockPlan, full_plan
@@ -130,6 +130,10 @@ class Formed(Blocks):
 
     block: TritonEngine = TRITON_KERNELS
     forms: tuple[Form, ...] = ()
+
+    def untimed(self, device: torch.device) -> str | None:
+        """The interpreter's time says nothing, on a CPU and on a GPU."""
+        return super().untimed(device) or interpreted_on_gpu(device)
 
     def in_forms(self, text: str) -> Formed:
         """The same in some forms, as `quad` or `fused+pack`.

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bsa_bench.errors import InputError
 from bsa_bench.file_digest import file_digest
-from bsa_bench.inputs.captured import check_captured, read_captured
+from bsa_bench.inputs.captured import check_captured, check_values, read_captured
 from bsa_bench.inputs.clip import check_clip, find_sample_clip, load_clip, patch_chunks
 from bsa_bench.inputs.fields import CHANNELS, smooth_chunks, write_gaussian
 from bsa_bench.inputs.projection import Projection, check_head_dim
+from bsa_bench.result import Case
 from bsa_bench.workload import Workload
 
 if TYPE_CHECKING:
@@ -37,11 +38,23 @@ class QKV:
         return {"q": self.q, "k": self.k, "v": self.v}
 
 
+def check_inputs(cases: Iterable[Case]) -> None:
+    """Raise InputError if the input of one of the cases cannot be made, see `check_input`; each input is read once."""
+    for workload in {case.workload.digest: case.workload for case in cases}.values():
+        check_input(workload)
+
+
 def check_input(workload: Workload) -> None:
     """Raise InputError if the input of `workload` cannot be made, or its file is no longer the one that it names.
 
-    Without torch.
+    Of captured tensors all values are read, of a clip the first picture. Without torch.
     """
+    _check_file(workload)
+    if workload.input.kind == "captured":
+        check_values(_file_path(workload), workload)
+
+
+def _check_file(workload: Workload) -> None:
     spec = workload.input
     if spec.kind in {"smooth", "video"}:
         check_head_dim(workload.head_dim)
@@ -68,7 +81,7 @@ def make_qkv(workload: Workload, *, device: str) -> QKV:
     """
     import torch
 
-    check_input(workload)
+    _check_file(workload)  # of the values, the tensors are asked
     spec = workload.input
     dtype = getattr(torch, workload.dtype)
     if spec.kind == "captured":

@@ -25,6 +25,8 @@ _RECORDED = (
     "GLIBC_",
     "MALLOC_",
 )
+_COMPILERS = frozenset({"CC", "CXX"})
+"""What torch, Triton and the engine `cpu` compile with."""
 _FOLDERS = frozenset(
     {
         "BSA_BENCH_CACHE",
@@ -63,7 +65,7 @@ class ProcessStart:
     @classmethod
     def now(cls) -> ProcessStart:
         """Of this process as it is; to be called first of all."""
-        kept = {k: v for k, v in sorted(os.environ.items()) if k.startswith(_RECORDED) or k in _FOLDERS}
+        kept = {k: v for k, v in sorted(os.environ.items()) if k.startswith(_RECORDED) or k in _FOLDERS | _COMPILERS}
         kept |= {f"{name} SHA-256": file_digest(kept[name]) or "not readable" for name in _FILES if kept.get(name)}
         return cls(kept, len(usable_cores()))
 

@@ -253,7 +253,14 @@ def _caveats(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     restless = [r.result for r in rows if r.is_correct and not r.is_settled]
     if restless:
         bullets.append(f"The warm-up did not settle before its cap: {describe_cases(restless, labels)}.")
-    throttled = [r.result for r in rows if r.is_throttled]
+    held_back = [r.result for r in rows if r.quota_wait_s]
+    if held_back:
+        bullets.append(
+            "A CPU quota (a control group's, as of a container) kept these from running for a part of the time that "
+            f"they were timed, so that their times are too long: {describe_cases(held_back, labels)}. Take fewer "
+            "threads, or a larger quota."
+        )
+    throttled = [r.result for r in rows if r.is_throttled and not r.quota_wait_s]
     if throttled:
         bullets.append(f"The device throttled while these were timed: {describe_cases(throttled, labels)}.")
     disturbed = [r.result for r in rows if r.is_disturbed]

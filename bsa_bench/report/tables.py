@@ -213,8 +213,9 @@ def _by_latency(rows: Sequence[Row]) -> list[Row]:
 
 
 def _doubts(row: Row) -> str:
-    """Footnote marks: † a short interval, ‡ a warm-up that did not settle, § disturbed, ¶ bimodal."""
-    return " †" * row.is_interval_short + " ‡" * (not row.is_settled) + " §" * row.is_disturbed + " ¶" * row.is_bimodal
+    """Footnote marks: † a short interval, ‡ a warm-up that did not settle, § disturbed or held back, ¶ bimodal."""
+    is_too_long = row.is_disturbed or row.quota_wait_s > 0
+    return " †" * row.is_interval_short + " ‡" * (not row.is_settled) + " §" * is_too_long + " ¶" * row.is_bimodal
 
 
 def _samples_text(whole: Latency | None) -> str:

@@ -26,7 +26,7 @@ from bsa_bench.report.verdicts import HOLDS_ONE, Verdicts
 from bsa_bench.result import Status
 from bsa_bench.store.derive import Ratio, Row, derive
 from bsa_bench.store.reader import Run
-from bsa_bench.units import format_ratio
+from bsa_bench.units import format_ratio, format_seconds
 
 #: Counters of a row that are named; the report has all.
 MAX_COUNTERS = 8
@@ -155,6 +155,10 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels, verdicts: Verdicts) ->
     if disturbed:
         lines += ["", f"Disturbed: other processes took the processor while {len(disturbed)} of these were timed."]
         lines += [f"  {_where(row, labels)}: {percent(row.other_cpu_share)}" for row in disturbed]
+    held_back = [row for row in rows if row.quota_wait_s]
+    if held_back:
+        lines += ["", f"Held back: a CPU quota kept {len(held_back)} of these from running while they were timed, for"]
+        lines += [f"  {_where(row, labels)}: {format_seconds(row.quota_wait_s)}" for row in held_back]
     if split := bimodal_lines(rows, labels):
         lines += ["", "Bimodal: the processes of these fall into two groups, around"]
         lines += [f"  {line}" for line in split]

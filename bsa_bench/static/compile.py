@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 
 from bsa_bench.child_process import PACKAGE, child_environment
 from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.measure.cpu_settings import usable_threads
 from bsa_bench.static.config import ArchName, KernelConfig
 
 LIMIT_S = 300.0
@@ -67,7 +68,7 @@ class Settings:
     use_cache: bool = True
     fp_fusion: bool = True
     line_info: bool = True
-    processes: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    processes: int = field(default_factory=usable_threads)
     toolchain: Toolchain = Toolchain()
 
 

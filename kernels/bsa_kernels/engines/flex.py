@@ -5,7 +5,9 @@ The kept rows are packed to [B, H, Nq*K, D], so that a query block of the mask h
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +28,15 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 _DENSE_BLOCK = 128
+_VARIABLES = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
+# `eager_on_recompile` and the two `..._then_compile` run some calls otherwise than compiled, with no word of it.
+_COMPILING_STANCES = ("default", "fail_on_recompile")
 
 
 def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:
     """Why FlexAttention cannot run this here, or None."""
+    if off := compiler_off():
+        return f"{off}, and FlexAttention uncompiled is another program; set it back, or use the engine gather."
     if dtype == torch.float64:
         return "FlexAttention does not take float64; use float32, float16 or bfloat16."
     if device.type == "cpu":
@@ -44,15 +51,47 @@ def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int, *, back
     return None
 
 
+def compiler_off() -> str | None:
+    """What switches torch.compile off in this process, or None. Loads no compiler."""
+    dynamo = sys.modules.get("torch._dynamo")
+    for name in _VARIABLES:
+        if os.environ.get(name) == "1":
+            return f"torch.compile is switched off by {name}=1"
+    if dynamo is None:
+        return None
+    if dynamo.config.disable:
+        return "torch.compile is switched off by torch._dynamo.config.disable"
+    stance = getattr(dynamo.eval_frame, "_stance", None)  # there is a public function to set it, and none to ask
+    if stance is None:
+        return None
+    if stance.stance not in _COMPILING_STANCES:
+        return f"torch.compile is switched off by torch.compiler.set_stance({stance.stance!r})"
+    if getattr(stance, "backend", None) is not None:
+        return f"torch.compile has another backend by torch.compiler.set_stance(force_backend={stance.backend!r})"
+    return None
+
+
 @lru_cache(maxsize=1)
 def compiled_flex_attention() -> Callable[..., Any]:
-    """FlexAttention compiled once for the process, static shapes. It raises where torch could not compile it."""
+    """FlexAttention compiled once for the process, static shapes.
+
+    It raises ValueError where torch.compile is switched off or runs the function as it is for any other reason: torch
+    would compute the whole matrix of scores, and not say so.
+    """
     from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        # True while it is traced, and no part of what is compiled: only an uncompiled call ever gets here.
+        if not torch.compiler.is_compiling():
+            raise ValueError("engine 'flex': torch.compile ran FlexAttention uncompiled; use the engine gather")
+        return flex_attention(*args, **kwargs)
+
+    compiled = torch.compile(traced, backend="inductor", dynamic=False, fullgraph=True)
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling() and (off := compiler_off()):
+            raise ValueError(f"engine 'flex': {off}, and FlexAttention uncompiled is another program")
         with config.patch(recompile_limit=_MAX_SHAPES, accumulated_recompile_limit=_MAX_SHAPES):
             return compiled(*args, **kwargs)
 
