@@ -45,7 +45,8 @@ def _not_finite(path: Path, name: str, dtype: DType, _state: object) -> str | No
     for start in range(0, stored.size, _CHUNK):
         values = _values(stored[start : start + _CHUNK], kind)
         magnitudes = np.abs(values)
-        bad = ~(magnitudes < _OVERFLOW[dtype])  # NaN is below nothing
+        with np.errstate(over="ignore"):  # where the format stored is narrower, its own infinity is the limit
+            bad = ~(magnitudes < _OVERFLOW[dtype])  # NaN is below nothing
         if not bad.any():
             continue
         if first is None:

@@ -93,9 +93,7 @@ def _groups(controller: Controller, root: Path) -> Iterator[tuple[Path, Literal[
     if parts[: len(mounted)] == mounted:
         parts = parts[len(mounted) :]
     for length in range(len(parts) + 1):
-        folder = mount.joinpath(*parts[:length])
-        if folder.is_dir():
-            yield folder, version
+        yield mount.joinpath(*parts[:length]), version
 
 
 def _mount(controller: Controller | None, root: Path) -> tuple[Path, list[str]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bsa_kernels import bsa_attention
-from bsa_kernels.engines import flex
+from bsa_kernels.engines import flex, flex_needs
 
 CPU = torch.device("cpu")
 
@@ -70,7 +70,7 @@ def test_each_switch_is_named_and_nothing_runs(monkeypatch, switch, said):
 
 def test_a_stance_that_compiles_or_fails_is_no_switch(monkeypatch):
     torch.compiler.set_stance("fail_on_recompile")
-    assert flex.compiler_off() is None
+    assert flex_needs.compiler_off() is None
 
 
 def test_what_is_not_compiled_for_an_unknown_reason_raises_all_the_same(monkeypatch):

@@ -5,9 +5,6 @@ The kept rows are packed to [B, H, Nq*K, D], so that a query block of the mask h
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +13,7 @@ from torch import Tensor
 
 from bsa_kernels.block_engine import Passes
 from bsa_kernels.engines import gather
+from bsa_kernels.engines.flex_needs import cache_fault, compiler_off, cpp_fault
 from bsa_kernels.plan import BlockPlan
 
 # Past its limit of shapes, by default eight, torch.compile runs a function uncompiled with no more than a log line.
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 _DENSE_BLOCK = 128
-_VARIABLES = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
-# `eager_on_recompile` and the two `..._then_compile` run some calls otherwise than compiled, with no word of it.
-_COMPILING_STANCES = ("default", "fail_on_recompile")
 
 
 def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:
@@ -42,33 +37,13 @@ def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int, *, back
     if device.type == "cpu":
         if backward:
             return "FlexAttention has no backward on CPUs; run it on a GPU, or use the engine gather here."
-        if not (shutil.which("g++") or shutil.which("clang++")):
-            return "compiling FlexAttention for a CPU needs a C++ compiler; install g++."
+        if fault := cpp_fault():
+            return fault
     elif device.type != "cuda":
         return f"FlexAttention is compiled for cpu and cuda here, not for {device.type}; move the tensors."
     if device.type == "cuda" and head_dim < 16:
         return f"FlexAttention on a GPU needs a head size of at least 16, got {head_dim}; use the engine gather."
-    return None
-
-
-def compiler_off() -> str | None:
-    """What switches torch.compile off in this process, or None. Loads no compiler."""
-    dynamo = sys.modules.get("torch._dynamo")
-    for name in _VARIABLES:
-        if os.environ.get(name) == "1":
-            return f"torch.compile is switched off by {name}=1"
-    if dynamo is None:
-        return None
-    if dynamo.config.disable:
-        return "torch.compile is switched off by torch._dynamo.config.disable"
-    stance = getattr(dynamo.eval_frame, "_stance", None)  # there is a public function to set it, and none to ask
-    if stance is None:
-        return None
-    if stance.stance not in _COMPILING_STANCES:
-        return f"torch.compile is switched off by torch.compiler.set_stance({stance.stance!r})"
-    if getattr(stance, "backend", None) is not None:
-        return f"torch.compile has another backend by torch.compiler.set_stance(force_backend={stance.backend!r})"
-    return None
+    return cache_fault()
 
 
 @lru_cache(maxsize=1)
