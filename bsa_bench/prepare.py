@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from bsa_bench.errors import InputError, UnsupportedError
-from bsa_bench.result import Case, Correctness, Status
+from bsa_bench.result import Case, Correctness, InputFacts, Status
 from bsa_bench.run.estimate import VERIFIED_SCORES
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Prepared:
         backend: what really ran, as far as it was asked.
         fell_back: why that is not what was asked for, or None.
         first_call_s: of each pass.
+        input: what q, k and v were made of; none where they were given.
     """
 
     method: Method
@@ -45,6 +46,7 @@ class Prepared:
     backend: str | None
     fell_back: str | None
     first_call_s: dict[str, float]
+    input: InputFacts | None = None
 
 
 def prepare(
@@ -73,7 +75,10 @@ def prepare(
     workload, method, options = case.workload, load_method(case.method), options_of(case)
     tell(f"making inputs ({workload.input.label})")
     specs = method.tensors(workload, options)
-    qkv = dict(qkv) if qkv is not None else make_qkv(workload, device=device.type).tensors
+    facts = None
+    if qkv is None:
+        made = make_qkv(workload, device=device.type)
+        qkv, facts = made.tensors, made.facts
     needs_grad = any(which != "forward" for which in passes)
     subject = Subject(
         operator=build_operator(case, scale=_scale(case)),
@@ -93,7 +98,7 @@ def prepare(
         tell("verifying")
         correctness, state = _verify(case, method, options, subject, seed=workload.input.seed)
     backend, fell_back = _resolved_backend(engine, subject) if with_oracle else (None, None)
-    return Prepared(method, options, subject, correctness, state, backend, fell_back, first_call_s)
+    return Prepared(method, options, subject, correctness, state, backend, fell_back, first_call_s, facts)
 
 
 def verify_fresh(case: Case, prepared: Prepared) -> Correctness:

@@ -161,6 +161,7 @@ class _GroupRun:
         assert prepared.correctness is not None
         correctness = correctness_of_pass(prepared.correctness, case)
         outcome: dict[str, Any] = {
+            "input": prepared.input,
             "correctness": correctness,
             "backend": prepared.backend,
             "work": work_of(case, prepared.method, prepared.options, engine, prepared.state),

@@ -30,17 +30,37 @@ SAMPLE_CLIPS = {
 }
 
 
+_TURNED = {
+    (False, False, False): "",
+    (False, True, True): "turned by 180 degrees",
+    (True, True, False): "turned by 90 degrees clockwise",
+    (True, False, True): "turned by 90 degrees anticlockwise",
+    (False, True, False): "mirrored from left to right",
+    (False, False, True): "mirrored from top to bottom",
+    (True, False, False): "mirrored along a diagonal",
+    (True, True, True): "mirrored along a diagonal",
+}
+"""By whether rows and columns are swapped, and then columns taken from the right and rows from below."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """Decoded pictures of one size.
 
     `frames` are uint8 [3, height, width] RGB tensors in order of display. `crop` is the (height, width) of the centre
-    of the `source` picture that was scaled to them, as large as the aspect ratio allows.
+    of the `source` picture that was scaled to them, as large as the aspect ratio allows; both upright, as players show
+    it. `turned` says what the file's mark asked for to make it so, empty where there was none.
     """
 
     frames: tuple[torch.Tensor, ...]
     source: tuple[int, int]
     crop: tuple[int, int]
+    turned: str = ""
+
+    @property
+    def is_still(self) -> bool:
+        """Whether all its pictures are the same."""
+        return all(bool((frame == self.frames[0]).all()) for frame in self.frames[1:])
 
     def frame(self, step: int) -> torch.Tensor:
         """Frame `step` of the clip played forward, backward, forward ... without end."""
@@ -87,29 +107,31 @@ def check_clip(path: Path) -> None:
 def load_clip(path: Path, *, num_frames: int, height: int, width: int) -> Clip:
     """Decode the first `num_frames` pictures, or all if the file has fewer, scaled to cover `height` x `width`.
 
-    Pictures are taken as they follow each other: frame rate and rotation marks are not looked at.
+    Pictures are taken as they follow each other, whatever the frame rate, and turned as the file's mark says.
 
     Raises:
         InputError: the file is missing, is no video or cannot be decoded.
     """
+    import numpy as np
     import torch
     from torch.nn.functional import interpolate
 
     frames: list[torch.Tensor] = []
     source = crop = (0, 0)
-    for image_HWC in _decode(path):
+    turned = ""
+    for image_HWC, turned in _decode(path):
         source = (int(image_HWC.shape[0]), int(image_HWC.shape[1]))
         crop = cover_crop(source, (height, width))
         top, left = (source[0] - crop[0]) // 2, (source[1] - crop[1]) // 2
         # Cropping first keeps the scaled picture small however different the aspect ratios are.
-        part_HWC = torch.from_numpy(image_HWC)[top : top + crop[0], left : left + crop[1]]
+        part_HWC = torch.from_numpy(np.ascontiguousarray(image_HWC))[top : top + crop[0], left : left + crop[1]]
         scaled = interpolate(part_HWC.permute(2, 0, 1)[None], size=(height, width), mode="bilinear", antialias=True)
         frames.append(scaled[0].contiguous())
         if len(frames) == num_frames:
             break
     if not frames:
         raise InputError(f"video {path}: its video stream has no picture")
-    return Clip(tuple(frames), source, crop)
+    return Clip(tuple(frames), source, crop, turned)
 
 
 def patch_chunks(
@@ -156,8 +178,8 @@ def _channel_statistics(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.float()[:, None, None], torch.where(std > 1e-3, std, 1.0).float()[:, None, None]
 
 
-def _decode(path: Path) -> Iterator[Any]:
-    """Yield the pictures of the first video stream as uint8 [height, width, 3] arrays."""
+def _decode(path: Path) -> Iterator[tuple[Any, str]]:
+    """Yield the film's pictures as uint8 [height, width, 3] arrays, upright, each with how it was turned."""
     import av
     import av.error
 
@@ -165,15 +187,70 @@ def _decode(path: Path) -> Iterator[Any]:
         raise InputError(f"video: no such file: {path}")
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"video {path}: it has no video stream")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise InputError(f"video {path}: the FFmpeg inside PyAV has no decoder for its video stream")
+            stream = _film(path, container)
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
-                yield frame.to_ndarray(format="rgb24")
+                yield upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame), path)
     except av.error.FFmpegError as error:
         raise InputError(
             f"video {path}: cannot be decoded ({error.strerror}); expected what FFmpeg can read"
         ) from error
+
+
+def _film(path: Path, container: Any) -> Any:
+    """The stream that players show: never the cover picture of a film or of a piece of music.
+
+    Raises:
+        InputError: there is none, or FFmpeg has no decoder for it.
+    """
+    if not container.streams.video:
+        raise InputError(f"video {path}: it has no video stream")
+    films = [stream for stream in container.streams.video if not _is_picture(stream)]
+    if not films:
+        sound = "a sound recording with " if container.streams.audio else ""
+        raise InputError(f"video {path}: it is {sound}a cover picture, expected a film; give a video file")
+    main = [stream for stream in films if _has(stream, "default")] or films
+    stream = max(main, key=lambda each: each.width * each.height if each.codec_context else 0)  # the first of equals
+    if stream.codec_context is None:
+        raise InputError(f"video {path}: the FFmpeg inside PyAV has no decoder for its video stream")
+    return stream
+
+
+def _is_picture(stream: Any) -> bool:
+    return any(_has(stream, name) for name in ("attached_pic", "timed_thumbnails"))
+
+
+def _has(stream: Any, disposition: str) -> bool:
+    """Whether a stream is marked so; before PyAV 14 nothing tells."""
+    flags = getattr(stream, "disposition", None)
+    return flags is not None and bool(flags & getattr(type(flags), disposition))
+
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """The upper left of the matrix that players show a frame by: x' = a x + c y, y' = b x + d y, as (a, b, c, d)."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = (int(x) for x in memoryview(bytes(data)).cast("i")[:5])
+            return a, b, c, d
+    return 1, 0, 0, 1
+
+
+def upright(image_HWC: Any, matrix: tuple[int, int, int, int], path: Path) -> tuple[Any, str]:
+    """Turn and mirror a picture as players show it, and say how: `turned by 90 degrees`.
+
+    Raises:
+        InputError: it is to be turned by another angle than quarters.
+    """
+    a, b, c, d = matrix
+    size = max(map(abs, matrix))
+    if not size or min(max(abs(a), abs(d)), max(abs(b), abs(c))) > 0.02 * size:
+        raise InputError(
+            f"video {path}: its mark turns the picture by other than quarters, matrix {matrix}; expected 90, 180 or 270 "
+            "degrees; encode it as it is to be seen"
+        )
+    swaps = abs(b) > abs(a)
+    if swaps:
+        image_HWC = image_HWC.transpose(1, 0, 2)
+    from_right, from_below = (c < 0, b < 0) if swaps else (a < 0, d < 0)
+    image_HWC = image_HWC[:: -1 if from_below else 1, :: -1 if from_right else 1]
+    return image_HWC, _TURNED[swaps, from_right, from_below]
