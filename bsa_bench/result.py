@@ -442,7 +442,9 @@ class Footage(Line):
         elif self.num_needed > 1 and self.is_still:
             found.append(f"a still picture: its {self.num_pictures} frames are all the same")
         if self.share_cut > 0.5:
-            found.append(f"{100 * self.share_cut:.0f}% of each picture was cut away to fit the proportions asked for")
+            found.append(
+                f"cropped: {100 * self.share_cut:.0f}% of each picture was cut away for the proportions asked for"
+            )
         if self.enlargement > 1:
             found.append(f"enlarged {self.enlargement:.2f} times, so that neighbours are alike by interpolation")
         return found

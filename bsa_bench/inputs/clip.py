@@ -119,7 +119,8 @@ def load_clip(path: Path, *, num_frames: int, height: int, width: int) -> Clip:
     frames: list[torch.Tensor] = []
     source = crop = (0, 0)
     turned = ""
-    for image_HWC, turned in _decode(path):
+    for image_HWC, how in _decode(path):
+        turned = how
         source = (int(image_HWC.shape[0]), int(image_HWC.shape[1]))
         crop = cover_crop(source, (height, width))
         top, left = (source[0] - crop[0]) // 2, (source[1] - crop[1]) // 2
@@ -245,8 +246,8 @@ def upright(image_HWC: Any, matrix: tuple[int, int, int, int], path: Path) -> tu
     size = max(map(abs, matrix))
     if not size or min(max(abs(a), abs(d)), max(abs(b), abs(c))) > 0.02 * size:
         raise InputError(
-            f"video {path}: its mark turns the picture by other than quarters, matrix {matrix}; expected 90, 180 or 270 "
-            "degrees; encode it as it is to be seen"
+            f"video {path}: its mark turns the picture by other than quarters, matrix {matrix}; expected 90, 180 or "
+            "270 degrees; encode it as it is to be seen"
         )
     swaps = abs(b) > abs(a)
     if swaps:

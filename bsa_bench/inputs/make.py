@@ -176,10 +176,11 @@ def _write_video(workload: Workload, q: torch.Tensor, k: torch.Tensor, v: torch.
         f", {num_frames} frames after each other for each of {workload.batch} elements" if workload.batch > 1 else ""
     )
     turned = f", {clip.turned}" * bool(clip.turned)
-    return (
-        f"clip {workload.input.clip or path.name}: {played}{batch}{turned}, centre {_by(clip.crop)} of {_by(clip.source)} "
-        f"pixels scaled to {_by((height, width))}{padded}, raw {_by(patch)} pixel blocks as tokens"
-    ), footage
+    words = (
+        f"clip {workload.input.clip or path.name}: {played}{batch}{turned}, centre {_by(clip.crop)} of "
+        f"{_by(clip.source)} pixels scaled to {_by((height, width))}{padded}, raw {_by(patch)} pixel blocks as tokens"
+    )
+    return words, footage
 
 
 def _draw_projection(workload: Workload, *, num_features: int) -> Projection:

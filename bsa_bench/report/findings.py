@@ -9,6 +9,7 @@ from bsa_bench.report.labels import (
     Labels,
     bimodal_lines,
     describe_cases,
+    input_caveats,
     join_words,
     latency_text,
     one_line,
@@ -250,6 +251,7 @@ def _caveats(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     bullets = []
     if any(row.is_correct and row.num_processes == 1 for row in rows):
         bullets.append(f"{ONE_PROCESS}.")
+    bullets += [f"Input: {text}." for text in input_caveats(r.result for r in rows)]
     restless = [r.result for r in rows if r.is_correct and not r.is_settled]
     if restless:
         bullets.append(f"The warm-up did not settle before its cap: {describe_cases(restless, labels)}.")

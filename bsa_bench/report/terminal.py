@@ -15,6 +15,7 @@ from bsa_bench.report.labels import (
     Labels,
     bimodal_lines,
     counter_lines,
+    input_caveats,
     latency_text,
     one_line,
     percent,
@@ -151,6 +152,12 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels, verdicts: Verdicts) ->
     counted = counter_lines(rows, labels, most=MAX_COUNTERS)
     if counted:
         lines += ["", "COUNTED, verified and not timed:", *(f"  {line}" for line in counted)]
+    if caveats := input_caveats(row.result for row in rows):
+        lines += [
+            "",
+            "Inputs that are hardly the film that was asked for:",
+            *(f"  {text.replace('`', '')}" for text in caveats),
+        ]
     disturbed = [row for row in rows if row.is_disturbed]
     if disturbed:
         lines += ["", f"Disturbed: other processes took the processor while {len(disturbed)} of these were timed."]

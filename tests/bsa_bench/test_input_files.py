@@ -4,14 +4,19 @@ import importlib.metadata
 from types import SimpleNamespace
 
 import pytest
+import report_factory as made
+from rich.console import Console
 from run_factory import Bench, case
 
 from bsa_bench.errors import InputError, UsageError
 from bsa_bench.file_digest import file_digest
 from bsa_bench.inputs import check_input, find_sample_clip
 from bsa_bench.measure.process_start import ProcessStart, is_hashed
+from bsa_bench.report import print_table, write_report
+from bsa_bench.report.html.behind import behind
 from bsa_bench.report.tables import environment_facts
-from bsa_bench.result import Case, Status
+from bsa_bench.result import Case, Footage, InputFacts, Status
+from bsa_bench.store.derive import derive
 from bsa_bench.store.reader import read_run
 from bsa_bench.suite import load_suite, override
 from bsa_bench.workload import InputSpec, Workload
@@ -106,6 +111,7 @@ def test_a_worker_refuses_a_file_that_was_replaced_since_the_run_began(tmp_path,
     spec = InputSpec(kind=kind, path=str(file), sha256=file_digest(file))
     workload = Workload(grid=(2, 4, 4), heads=1, head_dim=32, input=spec)
     monkeypatch.setattr(f"bsa_bench.inputs.make.check_{'clip' if kind == 'video' else 'captured'}", lambda *_: None)
+    monkeypatch.setattr("bsa_bench.inputs.make.check_values", lambda *_: None)
     check_input(workload)
     write(file, b"other")
     with pytest.raises(InputError, match=f"{kind} {file}: another file lies there now"):
@@ -139,3 +145,25 @@ def test_a_report_names_the_files_and_what_was_in_them(tmp_path):
     facts = environment_facts(read_run(bench.results / "r"))
     assert facts["Suite file"] == f"SHA-256 `{'a' * 64}`"
     assert facts["Input files"] == f"`in.safetensors`: SHA-256 `{file_digest(file)}`"
+
+
+def test_what_a_clip_became_stands_in_results_reports_and_terminal(tmp_path, capsys):
+    footage = Footage(num_pictures=1, num_needed=9, source=(96, 256), crop=(96, 96), size=(192, 192))
+    facts = InputFacts(description="clip a`b.mp4: first 1 frames", footage=footage)
+    result = made.measured(made.case("full@sdpa-flash", 4096), input=facts)
+    run = made.write_run(tmp_path / "run", [result])
+    assert read_run(run).results[0].input == facts
+    text = write_report(run, tmp_path / "report").markdown.read_text()
+    assert "\nInput: `clip a'b.mp4: first 1 frames`.\n" in text
+
+    print_table(read_run(run), Console(width=200))
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "at 4,096 tokens is a still picture: 1 frame was decoded where 9 are asked for",
+        "at 4,096 tokens is cropped: 62% of each picture was cut away for the proportions asked for",
+        "at 4,096 tokens is enlarged 2.00 times, so that neighbours are alike by interpolation",
+    ):
+        assert words in " ".join(text.split())
+        assert words in said
+    shown = behind(derive([result])[0], read_run(run).run_lines[0], every=1)
+    assert shown["sections"]["Identity"]["Input"] == "clip a`b.mp4: first 1 frames"
