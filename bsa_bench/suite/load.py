@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tomllib
 from fnmatch import fnmatchcase
@@ -82,8 +81,7 @@ def _make(content: bytes, name: str, device_kind: DeviceKind, *, source: str, fo
     _check_names([layer.part for layer in (lowest, *uppers.values())], source)
     merged = merge(Layer(), lowest, source=source)
     layers = {kind: merge(merged, upper, source=source) for kind, upper in uppers.items()}
-    layer, digest = layers.get(device_kind, merged), hashlib.sha256(content).hexdigest()
-    return make_suite(name, device_kind=device_kind, layer=layer, source=source, sha256=digest)
+    return make_suite(name, device_kind=device_kind, layer=layers.get(device_kind, merged), source=source)
 
 
 def _check_names(parts: list[Part], source: str) -> None:

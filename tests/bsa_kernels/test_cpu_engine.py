@@ -16,6 +16,7 @@ from bsa_kernels import CAUSAL, FULL, BlockGrid, ElementRule, block_sparse_atten
 from bsa_kernels.cpp import library
 from bsa_kernels.cpp.build import build
 from bsa_kernels.engines import get_engine
+from bsa_kernels.engines.cpu import ops
 from bsa_kernels.operator import Operator
 from bsa_kernels.stages import plan_stages
 
@@ -25,8 +26,9 @@ GRID = (4, 4, 7)
 
 
 @pytest.fixture
-def num_threads():
-    """Sets torch's number of threads; one again at the end."""
+def num_threads(monkeypatch):
+    """Sets torch's number of threads, all of which start however small a call is; one again at the end."""
+    monkeypatch.setattr(library, "PRODUCTS_A_THREAD", 1)
     yield torch.set_num_threads
     torch.set_num_threads(1)
 
@@ -109,6 +111,37 @@ def test_results_are_the_same_bits_for_any_number_of_threads(dtype, num_threads)
         num_threads(threads)
         for one, other in zip(everything("cpu", made.plan, x), expected, strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("length", "threads"), [(64, 1), (128, 2), (1024, 64)])
+def test_a_tiny_call_starts_as_many_threads_as_it_has_work_for(length, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    grid = BlockGrid((1, 1, length), (1, 1, 16))
+    tables = ops.make_tables(full_plan(1, 1, grid, device=DEVICE), "natural")
+    q = torch.zeros(1, 1, length, 64)  # two products, each of length^2 * 64
+    named, geometry = tables._asdict(), library.Geometry.decode(tables.code)
+    del named["code"]
+    assert library.load().threads(library.make_problem({"q": q}, named, geometry, 1.0)) == threads
+
+
+def test_memory_stays_flat_over_a_thousand_calls(num_threads):
+    num_threads(2)
+    grid = BlockGrid((4, 8, 8), (2, 4, 4))
+    plan = full_plan(1, 2, grid, device=DEVICE)
+    q = torch.randn(1, 2, 256, 32, requires_grad=True)
+
+    def call():
+        block_sparse_attention(q, q, q, plan, engine="cpu").sum().backward()
+
+    def resident_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    for _ in range(100):
+        call()
+    before = resident_bytes()
+    for _ in range(1000):
+        call()
+    assert resident_bytes() - before < 4 << 20  # a leak of the packed keys of one call in ten would be 13 MB
 
 
 def test_two_python_threads_at_once_give_what_one_gives(num_threads):

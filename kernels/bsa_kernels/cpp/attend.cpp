@@ -3,7 +3,7 @@
 //
 // Legend: B batch, H heads, D numbers of a head, Nq query blocks of Mq slots, of which up to K rows are kept, Nk KV blocks
 // of Mk slots. A *row tile* is up to 64 kept rows of a query block; they are the lanes of vectors, so that queries are
-// packed transposed, [D, rows]. A *key tile* is up to 64 keys of a KV block, read where they lie.
+// packed transposed, [D, rows]. A *key tile* is up to 64 keys of a KV block.
 //
 // Results are the same bits for any number of threads: every number is summed by the same additions in the same order.
 // A query row and its output belong to one thread. In the backward a thread owns a range of KV blocks, a *group*, and
@@ -31,10 +31,11 @@ constexpr int64_t kTile = 64;
 // As `library.Problem` has it, field by field.
 struct Problem {
   int64_t dtype;  // 0 float32, 1 float64, 2 bfloat16, 3 float16
-  int64_t threads;
+  int64_t threads;            // at most
+  int64_t products_a_thread;  // multiplications for which one is started
   int64_t batch, heads, head_dim;
   int64_t num_q_blocks, q_block_size, kept_rows;
-  int64_t num_kv_blocks, kv_block_size, num_grid_blocks, num_key_rows;
+  int64_t num_kv_blocks, kv_block_size, num_grid_blocks;
   int64_t before, after;  // of the element rule, far beyond all positions where there is no bound
   double scale;
   Tokens q, k, v, o, grad_o, grad_q, grad_k, grad_v;
@@ -117,15 +118,15 @@ class Attention {
     };
     std::vector<Scratch> scratch;
     const int64_t items = num_heads_ * p.num_q_blocks * row_tiles_;
-    const int64_t threads = threads_for(items);
+    const int64_t threads = this->threads();
     for (int64_t i = 0; i < threads; i++)
       scratch.push_back({Buffer<T>(p.head_dim * tile_rows_), Buffer<T>(tile_keys_ * tile_rows_),
                          Buffer<T>(p.head_dim * tile_rows_), Buffer<T>(p.head_dim * tile_rows_)});
-    Phase convert(num_conversions(), threads, 4), attend(items, threads, 16);
+    Phase pack(num_heads_ * p.num_kv_blocks, threads, 8), attend(items, threads, 16);
     parallel(threads, [&](int64_t thread) {
       Scratch& own = scratch[thread];
-      convert.work([&](int64_t item) { convert_keys(item); });
-      convert.wait();
+      pack.work([&](int64_t item) { pack_keys(item); });
+      pack.wait();
       attend.work([&](int64_t item) {
         attend_tile(item / row_tiles_, item % row_tiles_, own.queries.get(), own.scores.get(), own.sums.get(),
                     own.out.get());
@@ -157,14 +158,14 @@ class Attention {
       scratch.push_back({Buffer<T>(tile_keys_ * tile_rows_), Buffer<T>(tile_keys_ * tile_rows_),
                          Buffer<T>(i < items ? group_numbers : 0), Buffer<T>(i < items ? group_numbers : 0),
                          Buffer<T>(p.head_dim)});
-    Phase convert(num_conversions(), threads, 4), pack(panels, threads, 16), walk(items, threads);
+    Phase pack(num_heads_ * p.num_kv_blocks, threads, 8), panel(panels, threads, 16), walk(items, threads);
     Phase finish(num_heads_ * p.num_q_blocks, threads, 16);
     parallel(threads, [&](int64_t thread) {
       Scratch& own = scratch[thread];
-      convert.work([&](int64_t item) { convert_keys(item); });
-      pack.work([&](int64_t item) { pack_tile(item / row_tiles_, item % row_tiles_); });
-      convert.wait();
+      pack.work([&](int64_t item) { pack_keys(item); });
+      panel.work([&](int64_t item) { pack_tile(item / row_tiles_, item % row_tiles_); });
       pack.wait();
+      panel.wait();
       if (own.grad_k.get())  // there are not more groups at once than threads with memory for one
         walk.work([&](int64_t item) {
           walk_group(item, own.weights.get(), own.grad_scores.get(), own.grad_k.get(), own.grad_v.get());
@@ -174,15 +175,18 @@ class Attention {
     });
   }
 
+  // How many the forward starts.
+  int64_t threads() const { return threads_for(num_heads_ * p.num_q_blocks * row_tiles_); }
+
   // FLOP of the products over pairs, as `multiply` is called.
   int64_t flop(bool is_backward) {
-    prepare_keys();
+    find_positions();
     int64_t total = 0;
     RowTile<T> rows;
     for (int64_t index = 0; index < num_heads_ * p.num_q_blocks; index++)
       for (int64_t t = 0; t < row_tiles_; t++) {
         if (!describe(index, t, rows)) continue;
-        for_each_tile(rows, 0, p.num_kv_blocks, [&](const KeyTile& tile) {
+        for_each_tile(rows, 0, p.num_kv_blocks, [&](const KeyTile& tile, const KeyTile*) {
           const int64_t lanes = rows.vectors * kLanes;
           const int64_t by_rows = tile.keys * lanes * p.head_dim;           // scores, weights @ v and their like
           const int64_t by_numbers = tile.keys * rows.rows * width_;        // gradients of k and v
@@ -193,7 +197,12 @@ class Attention {
   }
 
  private:
-  int64_t threads_for(int64_t items) const { return std::max<int64_t>(1, std::min(p.threads, items)); }
+  int64_t threads_for(int64_t items) const {
+    int64_t listed = 0;
+    for (int64_t w = 0; w < num_heads_ * p.num_q_blocks * words_; w++) listed += __builtin_popcount(p.block_bits[w]);
+    const int64_t products = listed * p.kept_rows * p.kv_block_size * p.head_dim * 2;
+    return ::threads_for(p.threads, items, products, p.products_a_thread);
+  }
 
   int64_t offset_of(const Tokens& tokens, int64_t head, int64_t row) const {
     return tokens.offset_of(p.heads, head, row);
@@ -211,17 +220,19 @@ class Attention {
     std::memset(place_of(tokens, head, row), 0, p.head_dim * format_.bytes);
   }
 
-  // Keys and values in the compute format: where they are, or a copy.
+  // A copy of keys and values in the compute format, block by block. Read where they are, the rows of a block have strides
+  // of powers of two, which share a few sets of the first cache, and lie in as many pages, where this is in huge ones: a
+  // copy takes the time of a few percent of the products, which are then made in three quarters of theirs (16,384 tokens,
+  // AMD EPYC, 2026-11-27).
   void prepare_keys() {
-    keys_ = p.k;
-    values_ = p.v;
-    if (!format_.is_compute) {
-      const int64_t per_head = p.num_key_rows * p.head_dim;
-      wide_keys_ = Buffer<T>(num_heads_ * per_head);
-      wide_values_ = Buffer<T>(num_heads_ * per_head);
-      keys_ = {wide_keys_.get(), p.heads * per_head, per_head, p.head_dim};
-      values_ = {wide_values_.get(), p.heads * per_head, per_head, p.head_dim};
-    }
+    const int64_t per_head = p.num_kv_blocks * p.kv_block_size * p.head_dim;
+    packed_keys_ = Buffer<T>(num_heads_ * per_head);
+    packed_values_ = Buffer<T>(num_heads_ * per_head);
+    find_positions();
+  }
+
+  // The first and the last position of each key tile.
+  void find_positions() {
     first_position_.resize(p.num_kv_blocks * key_tiles_);
     last_position_.resize(p.num_kv_blocks * key_tiles_);
     for (int64_t block = 0; block < p.num_kv_blocks; block++)
@@ -237,17 +248,19 @@ class Attention {
       }
   }
 
-  static constexpr int64_t kRowsAConversion = 256;
-  int64_t num_conversions() const {
-    return format_.is_compute ? 0 : num_heads_ * divide_up(p.num_key_rows, kRowsAConversion);
-  }
-  void convert_keys(int64_t item) const {
-    const int64_t parts = divide_up(p.num_key_rows, kRowsAConversion);
-    const int64_t head = item / parts, first = item % parts * kRowsAConversion;
-    for (int64_t row = first; row < std::min(first + kRowsAConversion, p.num_key_rows); row++) {
-      read_row(p.k, head, row, wide_keys_.get() + offset_of(keys_, head, row));
-      read_row(p.v, head, row, wide_values_.get() + offset_of(values_, head, row));
+  void pack_keys(int64_t item) const {
+    const int64_t head = item / p.num_kv_blocks, block = item % p.num_kv_blocks;
+    const int32_t* rows = p.kv_rows + block * p.kv_block_size;
+    for (int64_t slot = 0; slot < p.kv_counts[block]; slot++) {
+      const int64_t to = slot_offset(head, block, slot);
+      read_row(p.k, head, rows[slot], packed_keys_.get() + to);
+      read_row(p.v, head, rows[slot], packed_values_.get() + to);
     }
+  }
+
+  // Where the packed row of a slot is.
+  int64_t slot_offset(int64_t head, int64_t block, int64_t slot) const {
+    return ((head * p.num_kv_blocks + block) * p.kv_block_size + slot) * p.head_dim;
   }
 
   int64_t keys_in(int64_t block, int64_t tile) const {
@@ -281,9 +294,10 @@ class Attention {
     return true;
   }
 
-  // Key tiles that the rows list and see something of, in blocks first to past - 1, ascending.
+  // Key tiles that the rows list and see something of, in blocks first to past - 1, ascending; each with the next or null.
   template <class Body>
   void for_each_tile(const RowTile<T>& rows, int64_t first, int64_t past, Body&& body) const {
+    KeyTile held{};
     for_each_listed(p.block_bits + rows.index * words_, first, past, [&](int64_t block) {
       for (int64_t t = 0; t < key_tiles_; t++) {
         const int keys = static_cast<int>(keys_in(block, t));
@@ -294,20 +308,28 @@ class Attention {
           if (from > rows.greatest_highest || to < rows.least_lowest) continue;
           is_cut = to > rows.least_highest || from < rows.greatest_lowest;
         }
-        body(KeyTile{block, t * tile_keys_, keys, is_cut});
+        const KeyTile tile{block, t * tile_keys_, keys, is_cut};
+        if (held.keys) body(held, &tile);
+        held = tile;
       }
     });
+    if (held.keys) body(held, static_cast<const KeyTile*>(nullptr));
   }
 
   // Pointers to the rows of the keys and values of a tile.
   void point_at(int64_t head, const KeyTile& tile, const T** keys, const T** values) const {
-    const T* k = static_cast<const T*>(keys_.data) + offset_of(keys_, head, 0);
-    const T* v = static_cast<const T*>(values_.data) + offset_of(values_, head, 0);
-    const int32_t* rows = p.kv_rows + tile.block * p.kv_block_size + tile.first;
+    const int64_t first = slot_offset(head, tile.block, tile.first);
     for (int i = 0; i < tile.keys; i++) {
-      keys[i] = k + rows[i] * keys_.token_stride;
-      values[i] = v + rows[i] * values_.token_stride;
+      keys[i] = packed_keys_.get() + first + i * p.head_dim;
+      values[i] = packed_values_.get() + first + i * p.head_dim;
     }
+  }
+  // What the products of a tile read.
+  void ask_for(int64_t head, const KeyTile* tile, Ahead& ahead) const {
+    if (!tile) return;
+    const int64_t first = slot_offset(head, tile->block, tile->first), bytes = tile->keys * p.head_dim * sizeof(T);
+    ahead.add(packed_keys_.get() + first, bytes);
+    ahead.add(packed_values_.get() + first, bytes);
   }
   const int32_t* positions_of(const KeyTile& tile) const {
     return p.kv_positions + tile.block * p.kv_block_size + tile.first;
@@ -348,16 +370,18 @@ class Attention {
       }
       const T *keys[kTile], *values[kTile];
       const int stride = static_cast<int>(tile_rows_);
-      for_each_tile(rows, 0, p.num_kv_blocks, [&](const KeyTile& tile) {
+      for_each_tile(rows, 0, p.num_kv_blocks, [&](const KeyTile& tile, const KeyTile* next) {
+        Ahead ahead;
+        ask_for(head, next, ahead);
         point_at(head, tile, keys, values);
         multiply<T, false>(tile.keys, keys, queries, stride, scores, stride, rows.vectors,
-                           static_cast<int>(p.head_dim), false);
+                           static_cast<int>(p.head_dim), false, ahead);
         if (tile.is_cut)
           weigh<true>(rows, tile, scores, top, total, is_first ? nullptr : sums);
         else
           weigh<false>(rows, tile, scores, top, total, is_first ? nullptr : sums);
         multiply<T, true>(static_cast<int>(p.head_dim), values, scores, stride, sums, stride, rows.vectors, tile.keys,
-                          !is_first);
+                          !is_first, ahead);
         is_first = false;
       });
       for (int r = 0; r < rows.rows; r++) {
@@ -519,25 +543,34 @@ class Attention {
       for (int64_t t = 0; t < row_tiles_; t++) {
         if (!describe(index, t, rows)) continue;
         const Panel panel = panel_of(index, t);
-        for_each_tile(rows, first, past, [&](const KeyTile& tile) {
+        for_each_tile(rows, first, past, [&](const KeyTile& tile, const KeyTile* next) {
+          Ahead ahead;
+          ask_for(head, next, ahead);
+          if (next) {
+            const int64_t to = ((next->block - first) * p.kv_block_size + next->first) * width_;
+            ahead.add(grad_v + to, next->keys * width_ * sizeof(T));
+            ahead.add(grad_k + to, next->keys * width_ * sizeof(T));
+          }
           point_at(head, tile, keys, values);
-          multiply<T, false>(tile.keys, keys, panel.queries, stride, weights, stride, rows.vectors, head_dim, false);
-          multiply<T, false>(tile.keys, values, panel.grads, stride, grad_scores, stride, rows.vectors, head_dim, false);
+          multiply<T, false>(tile.keys, keys, panel.queries, stride, weights, stride, rows.vectors, head_dim, false,
+                             ahead);
+          multiply<T, false>(tile.keys, values, panel.grads, stride, grad_scores, stride, rows.vectors, head_dim, false,
+                             ahead);
           if (tile.is_cut)
             differentiate<true>(rows, tile, panel, weights, grad_scores);
           else
             differentiate<false>(rows, tile, panel, weights, grad_scores);
           const int64_t at = ((tile.block - first) * p.kv_block_size + tile.first) * width_;
           multiply<T, false>(tile.keys, weight_rows, panel.grad_rows, width, grad_v + at, width, vectors_of_width,
-                             rows.rows, true);
+                             rows.rows, true, ahead);
           multiply<T, false>(tile.keys, grad_score_rows, panel.query_rows, width, grad_k + at, width, vectors_of_width,
-                             rows.rows, true);
+                             rows.rows, true, ahead);
           if (!may_add) {
             await_turn(head, group, n);
             may_add = true;
           }
           multiply<T, true>(head_dim, keys, grad_scores, stride, grad_q_of(index, t), stride, rows.vectors, tile.keys,
-                            true);
+                            true, ahead);
         });
       }
       progress_[item].store(n + 1, std::memory_order_release);
@@ -615,8 +648,7 @@ class Attention {
   const Format<T> format_;
   int64_t num_heads_, words_, row_tiles_, tile_rows_, key_tiles_, tile_keys_, width_;
   T scale2_;
-  Tokens keys_{}, values_{};
-  Buffer<T> wide_keys_, wide_values_;
+  Buffer<T> packed_keys_, packed_values_;
   std::vector<int64_t> first_position_, last_position_;
   int64_t panel_size_ = 0, groups_ = 1;
   Buffer<T> panels_, grad_q_;
@@ -631,6 +663,10 @@ BSA_EXPORT int64_t bsa_problem_bytes() { return sizeof(Problem); }
 
 BSA_EXPORT int bsa_forward(const Problem* problem) {
   return with_task<Attention>(*problem, [](auto& attention) { attention.forward(); });
+}
+
+BSA_EXPORT int bsa_threads(const Problem* problem, int64_t* threads) {
+  return with_task<Attention>(*problem, [&](auto& attention) { *threads = attention.threads(); });
 }
 
 BSA_EXPORT int bsa_backward(const Problem* problem) {

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def build(*, cache: Path | None = None, flags: Sequence[str] = ()) -> Path:
         _remove_stale(folder)
         with tempfile.TemporaryDirectory(prefix="compiling-", dir=folder) as scratch:
             made = Path(scratch) / "kernels.so"
-            _run([*command, *map(str, sorted(_FOLDER.glob("*.cpp"))), "-o", str(made)])
+            _compile(command, made)
             final = folder / f"{key}-{_digest(made.read_bytes())}.so"
             made.replace(final)
     except OSError as error:
@@ -108,6 +109,18 @@ def build(*, cache: Path | None = None, flags: Sequence[str] = ()) -> Path:
             "to a folder that can."
         ) from error
     return final
+
+
+def _compile(command: Sequence[str], made: Path) -> None:
+    """Compile the sources, all at once, and link them. Raises as `_run`."""
+    sources = sorted(_FOLDER.glob("*.cpp"))
+    objects = [str(made.with_name(f"{source.stem}.o")) for source in sources]
+    with ThreadPoolExecutor(len(sources)) as pool:
+        pairs = zip(sources, objects, strict=True)
+        runs = [pool.submit(_run, [*command, "-c", str(source), "-o", made_of]) for source, made_of in pairs]
+        for run in runs:
+            run.result()
+    _run([*command, *objects, "-o", str(made)])
 
 
 def _find(folder: Path, key: str) -> Path | None:

@@ -22,11 +22,14 @@ from bsa_kernels.keys import KeySlots
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 #: In place of a bound of the element rule that there is not: more than any position.
 UNBOUNDED = 1 << 40
+#: Multiplications for which a thread is started: that takes 20 us, and one core some 50 us for so many.
+PRODUCTS_A_THREAD = 1 << 21
 
 _TENSORS = ("q", "k", "v", "o", "grad_o", "grad_q", "grad_k", "grad_v")
 _SIZES = (
     "dtype",
     "threads",
+    "products_a_thread",
     "batch",
     "heads",
     "head_dim",
@@ -36,7 +39,6 @@ _SIZES = (
     "num_kv_blocks",
     "kv_block_size",
     "num_grid_blocks",
-    "num_key_rows",
     "before",
     "after",
 )
@@ -147,6 +149,12 @@ class Library:
         """The gradients of `forward`. Raises as that."""
         _check(self.functions.bsa_backward(ctypes.byref(problem)))
 
+    def threads(self, problem: Problem) -> int:
+        """How many threads `forward` computes on: one for each `PRODUCTS_A_THREAD` or part, at most torch's number."""
+        threads = ctypes.c_int64()
+        _check(self.functions.bsa_threads(ctypes.byref(problem), ctypes.byref(threads)))
+        return threads.value
+
     def flop(self, problem: Problem, *, is_backward: bool) -> int:
         """FLOP of the products that a pass executes; reads tables only."""
         flop = ctypes.c_int64()
@@ -197,6 +205,7 @@ def make_problem(
     problem = Problem(
         dtype=DTYPES[q.dtype],
         threads=torch.get_num_threads(),
+        products_a_thread=PRODUCTS_A_THREAD,
         batch=kept_slots.shape[0],
         heads=kept_slots.shape[1],
         head_dim=q.shape[3],
@@ -206,7 +215,6 @@ def make_problem(
         num_kv_blocks=keys.num_blocks,
         kv_block_size=geometry.kv_grid.block_size,
         num_grid_blocks=geometry.kv_grid.num_blocks,
-        num_key_rows=keys.num_slots if geometry.is_tiled else keys.num_keys,
         before=UNBOUNDED if geometry.before is None else geometry.before,
         after=UNBOUNDED if geometry.after is None else geometry.after,
         scale=scale,

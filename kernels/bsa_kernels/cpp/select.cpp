@@ -27,7 +27,8 @@ enum KvRule : int64_t { kEverything, kStatistical, kSoftmaxStat, kTopk, kMass };
 // As `library.SelectProblem` has it, field by field.
 struct SelectProblem {
   int64_t dtype;  // 0 float32, 1 float64, 2 bfloat16, 3 float16
-  int64_t threads;
+  int64_t threads;           // at most
+  int64_t numbers_a_thread;  // of q and k, for which one is started
   int64_t batch, heads, head_dim;
   int64_t num_q_blocks, q_block_size, kept_rows;
   int64_t num_kv_blocks, kv_block_size;
@@ -98,7 +99,7 @@ class Selection {
     pooled_k_ = Buffer<T>(k_items * width_);
     lengths_ = Buffer<T>(k_items);
     const int64_t numbers = (q_items * p.q_block_size + k_items * p.kv_block_size) * p.head_dim;
-    const int64_t threads = threads_for(p.threads, std::max(q_items, k_items), numbers, kNumbersAThread);
+    const int64_t threads = threads_for(p.threads, std::max(q_items, k_items), numbers, p.numbers_a_thread);
     std::vector<Scratch> scratch;
     for (int64_t i = 0; i < threads; i++) scratch.emplace_back(*this);
     Phase choose(q_items, threads, 8), pool(k_items, threads, 8), decide(tiles, threads);
@@ -114,8 +115,6 @@ class Selection {
 
  private:
   static constexpr int64_t kLanes = Simd<T>::kLanes;
-  // A thread takes 20 us to start, in which another reads about so many numbers.
-  static constexpr int64_t kNumbersAThread = 1 << 16;
 
   // What a thread works in.
   struct Scratch {
@@ -124,10 +123,10 @@ class Selection {
           row(of.width_),
           centre(of.width_),
           lengths(of.p.q_block_size),
-          nearness(of.p.group_size),
+          nearness(round_up(of.p.group_size, kLanes)),
           queries(of.pools_ ? of.width_ * of.tile_rows_ : 0),
           scores(of.pools_ ? of.p.num_kv_blocks * of.tile_rows_ : 0),
-          ranks(of.p.group_size),
+          kept(of.p.group_size),
           entries(of.p.q_block_size),
           keys(of.pools_ ? of.p.num_kv_blocks : 0),
           order(of.pools_ ? of.p.num_kv_blocks : 0) {
@@ -141,7 +140,7 @@ class Selection {
     Buffer<T> nearness;  // [W] to the centre of the group
     Buffer<T> queries;   // [width, tile rows]
     Buffer<T> scores;    // [Nk, tile rows]
-    std::vector<int32_t> ranks;    // [W] in the group
+    std::vector<int32_t> kept;     // [W]: slots of a group
     std::vector<int32_t> entries;  // [Mq]: of kept_slots, -1 where pruned
     std::vector<const T*> keys;    // [Nk]: pooled
     std::vector<int32_t> order;    // [Nk]
@@ -211,17 +210,23 @@ class Selection {
       const T cosine = dot(own.rows.get() + members[i] * width_, centre, width_) / (lengths == 0 ? T(1) : lengths);
       nearness[i] = cosine == cosine ? cosine : std::numeric_limits<T>::infinity();  // what is no number comes last
     }
-    int32_t* ranks = own.ranks.data();
-    std::fill(ranks, ranks + size, 0);
-    for (int64_t i = 0; i < size; i++) {
-      const T own_nearness = nearness[i];
-      int32_t rank = 0;
-      for (int64_t j = 0; j < i; j++) rank += nearness[j] <= own_nearness;
-      for (int64_t j = i + 1; j < size; j++) rank += nearness[j] < own_nearness;
-      ranks[i] = rank;
+    std::fill(nearness + size, nearness + round_up(size, kLanes), std::numeric_limits<T>::infinity());
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const Ints<T> ranks = ranks_of(nearness, i, size);
+      for (int64_t lane = 0; lane < std::min(kLanes, size - i); lane++)
+        if (ranks[lane] < p.keep[group]) own.entries[members[i + lane]] = 0;
     }
-    for (int64_t i = 0; i < size; i++)
-      if (ranks[i] < p.keep[group]) own.entries[members[i]] = 0;
+  }
+
+  // How many of `size` values come before each of a vector of them, ascending, ties to the lower index.
+  static Ints<T> ranks_of(const T* values, int64_t first, int64_t size) {
+    using Int = typename Simd<T>::Int;
+    const Vector<T> own = load(values + first);
+    Ints<T> ranks{}, index{};
+    for (int lane = 0; lane < kLanes; lane++) index[lane] = static_cast<Int>(first + lane);
+    for (int64_t j = 0; j < size; j++)
+      ranks -= (values[j] < own) | ((values[j] == own) & (static_cast<Int>(j) < index));
+    return ranks;
   }
 
   // Numbers the marked slots; how many there are.
@@ -247,36 +252,52 @@ class Selection {
   }
 
   // Gives the pruned of a group the entry of the kept member that they take after.
-  void fill_group(int64_t kind, int64_t group, const Scratch& own, int32_t* fill) const {
+  void fill_group(int64_t kind, int64_t group, Scratch& own, int32_t* fill) const {
     const int32_t* members = p.members + (kind * p.num_groups + group) * p.group_size;
     const int32_t* points = p.points + kind * p.q_block_size * 4;
-    for (int64_t i = 0; i < p.group_size && members[i] >= 0; i++) {
+    int32_t* kept = own.kept.data();
+    int64_t size = 0, num_kept = 0;
+    for (; size < p.group_size && members[size] >= 0; size++)
+      if (own.entries[members[size]] >= 0) kept[num_kept++] = members[size];
+    for (int64_t i = 0; i < size; i++) {
       const int32_t slot = members[i];
       if (own.entries[slot] >= 0) continue;
-      T best = 0;
-      for (int64_t j = 0; j < p.group_size && members[j] >= 0; j++) {
-        const int32_t other = members[j];
-        if (own.entries[other] < 0) continue;
-        const T far = p.fill_rule == kSimilar ? -cosine_of(slot, other, own) : distance(points + slot * 4, points + other * 4);
-        if (fill[slot] < 0 || far < best) {
-          best = far;
-          fill[slot] = own.entries[other];
-        }
+      const int32_t source = p.fill_rule == kSimilar ? most_similar(slot, kept, num_kept, own)
+                                                     : nearest(points, slot, kept, num_kept);
+      fill[slot] = own.entries[source];
+    }
+  }
+
+  int32_t most_similar(int32_t slot, const int32_t* kept, int64_t num_kept, const Scratch& own) const {
+    int32_t best = kept[0];
+    T highest = cosine_of(slot, best, own);
+    for (int64_t j = 1; j < num_kept; j++) {
+      const T cosine = cosine_of(slot, kept[j], own);
+      if (cosine > highest) {
+        highest = cosine;
+        best = kept[j];
       }
     }
+    return best;
+  }
+
+  // In three dimensions, or along the flat order.
+  int32_t nearest(const int32_t* points, int32_t slot, const int32_t* kept, int64_t num_kept) const {
+    const int32_t* from = points + slot * 4;
+    int32_t best = kept[0], least = std::numeric_limits<int32_t>::max();
+    for (int64_t j = 0; j < num_kept; j++) {
+      const int32_t* to = points + kept[j] * 4;
+      const int32_t t = from[0] - to[0], h = from[1] - to[1], w = from[2] - to[2];
+      const int32_t far = p.fill_rule == kFlat ? std::abs(from[3] - to[3]) : t * t + h * h + w * w;
+      best = far < least ? kept[j] : best;
+      least = std::min(least, far);
+    }
+    return best;
   }
 
   T cosine_of(int32_t slot, int32_t other, const Scratch& own) const {
     const T lengths = own.lengths.get()[slot] * own.lengths.get()[other];
     return dot(own.rows.get() + slot * width_, own.rows.get() + other * width_, width_) / (lengths == 0 ? T(1) : lengths);
-  }
-
-  // Squared in three dimensions, or along the flat order.
-  T distance(const int32_t* a, const int32_t* b) const {
-    if (p.fill_rule == kFlat) return static_cast<T>(std::abs(a[3] - b[3]));
-    int64_t squared = 0;
-    for (int axis = 0; axis < 3; axis++) squared += int64_t{a[axis] - b[axis]} * (a[axis] - b[axis]);
-    return static_cast<T>(squared);
   }
 
   void pool_keys(int64_t item, Scratch& own) const {
@@ -317,9 +338,10 @@ class Selection {
       own.keys[n] = pooled_k_.get() + (head * p.num_kv_blocks + n) * width_;
       longest = std::max(longest, lengths_.get()[head * p.num_kv_blocks + n]);
     }
+    Ahead ahead;
     multiply<T, false>(static_cast<int>(p.num_kv_blocks), own.keys.data(), queries, static_cast<int>(tile_rows_),
                        own.scores.get(), static_cast<int>(tile_rows_), static_cast<int>(tile_vectors_),
-                       static_cast<int>(p.head_dim), false);
+                       static_cast<int>(p.head_dim), false, ahead);
     for (int64_t j = 0; j < tile_vectors_ && j * kLanes < rows; j++) {
       const Vector<T> magnitude = load(lengths + j * kLanes) * longest * static_cast<T>(std::abs(p.scale));
       decide_rows(own.scores.get() + j * kLanes, magnitude, std::min(kLanes, rows - j * kLanes),

@@ -117,6 +117,31 @@ inline Vector<T> exp2_of(Vector<T> x) {
   return is_zero ? Vector<T>{} : p * (Vector<T>)exponent;
 }
 
+// Memory that is read next, which a product asks for while it computes: up to four ranges, a few lines at a time, into the
+// second cache.
+class Ahead {
+ public:
+  void add(const void* from, int64_t bytes) {
+    ranges_[count_++] = {static_cast<const char*>(from), static_cast<const char*>(from) + bytes};
+  }
+  void step() {
+    constexpr int kLines = 12;
+    for (int line = 0; line < kLines && next_ < count_; line++) {
+      Range& range = ranges_[next_];
+      __builtin_prefetch(range.at, 0, 2);
+      range.at += 64;
+      if (range.at >= range.end) next_++;
+    }
+  }
+
+ private:
+  struct Range {
+    const char *at, *end;
+  };
+  Range ranges_[4];
+  int count_ = 0, next_ = 0;
+};
+
 // One register tile of the products below: kRows x kVectors accumulators.
 template <class T, bool kTransposed, int kRows, int kVectors>
 inline void multiply_tile(const T* const* a, int first, const T* b, int ldb, T* c, int ldc, int depth, bool adds) {
@@ -149,12 +174,14 @@ inline void multiply_tile(const T* const* a, int first, const T* b, int ldb, T* 
 
 template <class T, bool kTransposed, int kRows>
 inline int multiply_rows(int i, int rows, const T* const* a, const T* b, int ldb, T* c, int ldc, int vectors, int depth,
-                         bool adds) {
+                         bool adds, Ahead& ahead) {
   constexpr int kLanes = Simd<T>::kLanes;
   for (; i + kRows <= rows; i += kRows) {
     int j = 0;
-    for (; j + 2 <= vectors; j += 2)
+    for (; j + 2 <= vectors; j += 2) {
+      ahead.step();
       multiply_tile<T, kTransposed, kRows, 2>(a, i, b + j * kLanes, ldb, c + i * ldc + j * kLanes, ldc, depth, adds);
+    }
     if (j < vectors)
       multiply_tile<T, kTransposed, kRows, 1>(a, i, b + j * kLanes, ldb, c + i * ldc + j * kLanes, ldc, depth, adds);
   }
@@ -165,13 +192,13 @@ inline int multiply_rows(int i, int rows, const T* const* a, const T* b, int ldb
 // its `depth` columns [rows]. B is [depth, vectors * lanes] with row stride ldb.
 template <class T, bool kTransposed>
 __attribute__((noinline)) void multiply(int rows, const T* const* a, const T* b, int ldb, T* c, int ldc, int vectors,
-                                        int depth, bool adds) {
+                                        int depth, bool adds, Ahead& ahead) {
 #ifdef BSA_COUNT_FLOP
   counted_flop += 2ll * rows * vectors * Simd<T>::kLanes * depth;
 #endif
   int i = 0;
   if constexpr (sizeof(T) == 4)  // doubles are for checks: fewer forms compile sooner
-    i = multiply_rows<T, kTransposed, BSA_TILE_ROWS>(i, rows, a, b, ldb, c, ldc, vectors, depth, adds);
-  i = multiply_rows<T, kTransposed, 4>(i, rows, a, b, ldb, c, ldc, vectors, depth, adds);
-  multiply_rows<T, kTransposed, 1>(i, rows, a, b, ldb, c, ldc, vectors, depth, adds);
+    i = multiply_rows<T, kTransposed, BSA_TILE_ROWS>(i, rows, a, b, ldb, c, ldc, vectors, depth, adds, ahead);
+  i = multiply_rows<T, kTransposed, 4>(i, rows, a, b, ldb, c, ldc, vectors, depth, adds, ahead);
+  multiply_rows<T, kTransposed, 1>(i, rows, a, b, ldb, c, ldc, vectors, depth, adds, ahead);
 }

@@ -23,9 +23,13 @@ from bsa_kernels.methods.bsa.options import MASS_FLOOR, MASS_TARGET, BsaOptions,
 from bsa_kernels.methods.bsa.queries import group_kinds
 from bsa_kernels.methods.bsa.stages import Selected, grids
 
+#: Numbers of q and k for which a thread is started.
+NUMBERS_A_THREAD = 1 << 16
+
 _SIZES = (
     "dtype",
     "threads",
+    "numbers_a_thread",
     "batch",
     "heads",
     "head_dim",
@@ -107,6 +111,7 @@ def _problem(
     problem = SelectProblem(
         dtype=DTYPES[q.dtype],
         threads=torch.get_num_threads(),
+        numbers_a_thread=NUMBERS_A_THREAD,
         batch=q.shape[0],
         heads=q.shape[1],
         head_dim=q.shape[3],
