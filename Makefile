@@ -1,6 +1,7 @@
 # make bench   measure this machine with the suite "quick" in five minutes and write a report; BUDGET= measures all of it
 # make test    run the whole test suite, a process a core
 # make quick-test   run what is quick of it, from every folder, while working
+# make gpu-test   on a machine with an NVIDIA GPU: a smoke set of 90 s, then all tests that need it
 # make check   lint, format, types, layers
 # make docs    build the documentation site into build/site; a warning is an error
 # The environment is .venv, made once and kept until pyproject.toml changes.
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 SUITE ?= quick
 BUDGET ?= $(if $(filter quick,$(SUITE)),5m)
 
-.PHONY: bench test quick-test check format docs clean
+.PHONY: bench test quick-test gpu-test check format docs clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed
@@ -25,6 +26,11 @@ test: $(VENV)/.installed-dev
 
 quick-test: $(VENV)/.installed-dev
 	$(PYTEST) --quick $(ARGS)
+
+# First the few that show in 90 s whether a new GPU runs this at all; then all that need one.
+gpu-test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m smoke -x
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -212,7 +212,8 @@ class Engine(Protocol):
     Attributes:
         name: as in `method@name`.
         offers: the contracts and features that it has, see the constants above.
-        expected_ops: torch operators of which one must appear in a profiled call, or the backend fell back; empty
+        expected_ops: torch operators, or patterns of their names (`Torch-Compiled Region*`, of what `torch.compile`
+            compiled), of which one must appear in a profiled call, or the backend fell back; empty
             where nothing can fall back.
     """
 

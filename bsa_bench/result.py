@@ -268,8 +268,15 @@ class Timing(Line):
         return abs(self.timer_disagreement or 0.0) > CHECKED_WITHIN
 
 
+QUOTA = "cpu_quota"
+"""The cause in `DeviceState.throttle_ns` that is not the device's: the quota of a control group, a container's say."""
+
+
 class DeviceState(Line):
     """What the device did while it was timed; null where the platform does not tell.
+
+    `throttle_ns` is by cause how long it was held back; `cpu_quota` how long the quota of a control group kept the
+    processes from running.
 
     `other_cpu_share` is the share of the machine's processor time that others than the worker took meanwhile, what a
     virtual machine's host stole included: above a few percent, CPU times are not the operator's own.
@@ -397,6 +404,59 @@ class Correctness(Line):
     reason: str | None = None
 
 
+class Footage(Line):
+    """What became of a clip.
+
+    Args:
+        num_pictures: how many were decoded; played forward and backward where `num_needed` are more.
+        source, crop, size: (height, width) of a picture as players show it, of its centre that was taken, and of what
+            that was scaled to.
+        turned: what the file's mark asked for to show it upright, empty where there was none.
+        is_still: all pictures are the same.
+    """
+
+    num_pictures: PositiveInt
+    num_needed: PositiveInt
+    source: tuple[PositiveInt, PositiveInt]
+    crop: tuple[PositiveInt, PositiveInt]
+    size: tuple[PositiveInt, PositiveInt]
+    turned: str = ""
+    is_still: bool = False
+
+    @property
+    def share_cut(self) -> float:
+        """How much of each picture was cut away."""
+        return 1 - self.crop[0] * self.crop[1] / (self.source[0] * self.source[1])
+
+    @property
+    def enlargement(self) -> float:
+        """How many times longer than in the file a side became."""
+        return max(self.size[0] / self.crop[0], self.size[1] / self.crop[1])
+
+    @property
+    def caveats(self) -> list[str]:
+        """What was measured that is hardly the film that was asked for."""
+        found = []
+        if self.num_needed > 1 and self.num_pictures == 1:
+            found.append(f"a still picture: 1 frame was decoded where {self.num_needed} are asked for")
+        elif self.num_needed > 1 and self.is_still:
+            found.append(f"a still picture: its {self.num_pictures} frames are all the same")
+        if self.share_cut > 0.5:
+            found.append(
+                f"cropped: {100 * self.share_cut:.0f}% of each picture was cut away for the proportions asked for"
+            )
+        if self.enlargement > 1:
+            found.append(f"enlarged {self.enlargement:.2f} times, so that neighbours are alike by interpolation")
+        return found
+
+
+class InputFacts(Line):
+    """What q, k and v were made of: in words, and for a clip in figures."""
+
+    description: str
+    footage: Footage | None = None
+
+
 class Result(Line):
     """What became of one case in one process. One that contradicts itself is refused.
 
@@ -415,6 +475,7 @@ class Result(Line):
     process_index: NonNegativeInt = 0
     status: Status
     reason: str | None = None
+    input: InputFacts | None = None
     backend: str | None = None
     engine_version: str | None = None
     timing: Timing | None = None
@@ -462,7 +523,7 @@ class RunLine(Line):
 
     `num_cases` were asked for, each in `num_processes` processes; `seed` is of the order in which they ran, null where
     that was the order given. `timer` and `cache` are what was asked for; null: the device's usual. `ceilings` were
-    measured before the first case.
+    measured before the first case. `suite_sha256` is of the suite's file, `files` of each input file, by its path.
     """
 
     schema_version: Literal[2] = 2
@@ -471,6 +532,8 @@ class RunLine(Line):
     utc: str
     suite: str
     suite_title: str
+    suite_sha256: str | None = None
+    files: dict[str, str] = {}
     profile: str
     command: list[str]
     environment: Environment

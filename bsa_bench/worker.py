@@ -58,8 +58,10 @@ def _probe(request: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from bsa_bench.catalog import unsupported
+    from bsa_bench.engines.torch_cache import set_up_torch_cache
     from bsa_bench.measure.environment import collect_environment, device_kind
 
+    set_up_torch_cache()
     kind = request.get("device") or device_kind()
     if kind == "cuda" and not torch.cuda.is_available():
         return {"error": "there is no CUDA device that torch can use here; use --device cpu"}
@@ -118,6 +120,9 @@ class _GroupRun:
         events.progress("starting")
         import torch
 
+        from bsa_bench.engines.torch_cache import set_up_torch_cache
+
+        set_up_torch_cache()
         if not job.cases[0].claims.is_dense:
             # torch loads it with the first call of a library's operator; no part of the first call that is timed.
             import torch._dynamo
@@ -156,6 +161,7 @@ class _GroupRun:
         assert prepared.correctness is not None
         correctness = correctness_of_pass(prepared.correctness, case)
         outcome: dict[str, Any] = {
+            "input": prepared.input,
             "correctness": correctness,
             "backend": prepared.backend,
             "work": work_of(case, prepared.method, prepared.options, engine, prepared.state),

@@ -7,9 +7,17 @@ import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 DType = Literal["float32", "float16", "bfloat16", "float64"]
 DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -60,13 +68,21 @@ class InputSpec(_Frozen):
     """Where q, k and v come from.
 
     `gaussian`: independent N(0, 1). `smooth`: a spatio-temporally correlated field with a moving object. `video`: a
-    decoded clip (`path`, or the name of a sample clip in `clip`). `captured`: a safetensors file with q, k, v.
+    decoded clip (`path`, or the name of a sample clip in `clip`). `captured`: a safetensors file with q, k, v. `sha256`
+    is of the file at `path`, which is read when a suite is; absent where there is none, and in older results.
     """
 
     kind: Literal["gaussian", "smooth", "video", "captured"] = "smooth"
     seed: Annotated[int, Field(ge=0)] = 0
     clip: str | None = None
     path: str | None = None
+    sha256: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unknown_digest(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As if there were no such field where it is null: identities of cases without a file stay what they were."""
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if name != "sha256" or value is not None}
 
     @model_validator(mode="after")
     def _complete(self) -> InputSpec:
@@ -195,8 +211,8 @@ class Workload(_Frozen):
             if sides != type(self).model_fields[name].default:
                 shape += f"-{name}{'x'.join(map(str, sides))}"
         spec = self.input
-        # Files of one name lie in several folders.
-        where = f"~{short_digest(spec.path)[:6]}" if spec.path else ""
+        # Files of one name lie in several folders, and one file holds something else tomorrow.
+        where = f"~{short_digest([spec.path, spec.sha256] if spec.sha256 else spec.path)[:6]}" if spec.path else ""
         return length, shape, f"{spec.label}{where}" + f"-s{spec.seed}" * (spec.seed != 0)
 
     @property

@@ -11,6 +11,7 @@ from bsa_bench.cli.output import console, progress
 from bsa_bench.errors import EXIT_AMBIGUOUS, EXIT_OK, BenchError, UsageError
 from bsa_bench.gate.bisect import ABORT, Found, find_slower_revision, judge_here
 from bsa_bench.gate.policy import LEAST_CHANGE
+from bsa_bench.inputs import check_inputs
 from bsa_bench.suite import load_suite, override
 from bsa_bench.suite.suggest import did_you_mean
 from bsa_bench.units import parse_share
@@ -28,6 +29,7 @@ def run_bisect_command(case: str, flags: BisectFlags) -> int:
     if case not in cases:
         hint = did_you_mean(case, list(cases))
         raise UsageError(f"case {case!r}: suite {flags.suite} has none of this id on {flags.device}{hint}")
+    check_inputs([cases[case]])
     with progress() as tell:
         found = find_slower_revision(
             cases[case],

@@ -53,7 +53,8 @@ def doctor(results: Path, *, as_json: bool) -> int:
     environment = found.environment
     print(f"device    {environment.device_name} ({environment.device_kind})")
     cpu = environment.cpu
-    print(f"cpu       {cpu['model']}, {cpu['usable_cores']} cores, {format_bytes(_number(cpu['memory_bytes']))}")
+    memory = format_bytes(_number(cpu["memory_bytes"]))
+    print(f"cpu       {cpu['model']}, {cpu['usable_cores']} cores, {memory}{_limits(cpu)}")
     print(f"system    {environment.os}, Python {environment.python}")
     settings = environment.device_details if environment.device_kind == "cuda" else environment.cpu
     print("settings  " + ", ".join(_settings(settings, environment.device_kind)))
@@ -77,6 +78,13 @@ def doctor(results: Path, *, as_json: bool) -> int:
     for note in found.notes:
         print(f"  ?    {note}")
     return EXIT_OK if ok else EXIT_NOTHING_MEASURED
+
+
+def _limits(cpu: Mapping[str, str | float | None]) -> str:
+    """What control groups or `ulimit` allow of that, where it is less."""
+    quota, memory = _number(cpu.get("cpu_quota_cores")), _number(cpu.get("memory_limit_bytes"))
+    text = f"; a quota of {quota:g} cores, {cpu['threads']} threads" if quota is not None else ""
+    return text + (f"; a limit of {format_bytes(memory)}" if memory is not None else "")
 
 
 def _forward(found: Probe) -> dict[str, str | None]:

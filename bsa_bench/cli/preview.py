@@ -12,7 +12,7 @@ from bsa_bench.errors import UsageError
 from bsa_bench.result import Case, Environment, Result, Status
 from bsa_bench.run import PlannedCase, RunSettings, plan_run
 from bsa_bench.run.order import smallest_budget_s
-from bsa_bench.run.resume import already_done
+from bsa_bench.run.resume import already_done, check_files
 from bsa_bench.store.reader import Run
 from bsa_bench.units import format_seconds
 
@@ -41,9 +41,10 @@ class Preview:
         """What the run to resume knows.
 
         Raises:
-            UsageError, MachineError: it cannot be resumed here, see `already_done`.
+            UsageError, MachineError: it cannot be resumed here, see `check_files` and `already_done`.
         """
         settings = self.settings
+        check_files(self.previous, self.cases, settings)
         return already_done(
             self.previous,
             self.environment,

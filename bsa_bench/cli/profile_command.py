@@ -11,7 +11,7 @@ from bsa_bench.cli.commands import find_run
 from bsa_bench.cli.output import command_line, console, progress
 from bsa_bench.cli.profile_app import ProfileFlags
 from bsa_bench.errors import EXIT_NOTHING_MEASURED, EXIT_OK, EXIT_SOME_FAILED, EXIT_WRONG, UsageError
-from bsa_bench.inputs import check_input
+from bsa_bench.inputs import check_input, check_inputs
 from bsa_bench.profiling.choose import choose_case, run_cases, suite_cases
 from bsa_bench.profiling.document import ProfileDocument
 from bsa_bench.profiling.drive import SUMMARY_FILE, NotProfiledError, ProfileSettings, profile_case
@@ -56,6 +56,7 @@ def run_profile_command(asked: str, flags: ProfileFlags) -> int:
         if kind not in cases:
             _cases(asked, flags, kinds=(kind,))  # raises: only the suite of the other device has it
         case = cases[kind]
+        check_inputs([case])
         folder = flags.out or default_folder(flags.results, case)
         settings = ProfileSettings(
             device=DeviceModel.of(found.environment),

@@ -16,7 +16,7 @@ from bsa_bench.cli.dry_run import show_dry_run
 from bsa_bench.cli.output import command_line
 from bsa_bench.cli.preview import Preview, report_seconds
 from bsa_bench.errors import UsageError
-from bsa_bench.inputs import check_input
+from bsa_bench.inputs import check_inputs
 from bsa_bench.measure.choice import choose_timer
 from bsa_bench.result import CacheChoice, Case, TimerChoice
 from bsa_bench.run import DeviceModel, RunOutcome, RunSettings, execute, make_progress
@@ -26,7 +26,6 @@ from bsa_bench.run.rounds import NUM_PROCESSES
 from bsa_bench.store.writer import RunWriter, check_writable, default_run_id, latest_run, run_to_resume
 from bsa_bench.suite import Suite, load_suite, override
 from bsa_bench.units import parse_duration
-from bsa_bench.workload import Workload
 
 _KINDS: tuple[DeviceKind, ...] = ("cpu", "cuda")
 
@@ -83,8 +82,10 @@ def run_suite(request: RunRequest) -> int:
     probe_s = time.monotonic() - asked_at
     suite = suites[found.environment.device_kind]
     cases = suite.cases()
-    for workload in {case.workload.digest: case.workload for case in cases}.values():
-        _check_workload(workload, suite)
+    try:
+        check_inputs(cases)
+    except UsageError as error:
+        raise type(error)(f"suite {suite.name}: {error}") from None
     profile = request.profile or suite.profile
     timing = choose_timer(
         request.timer or suite.timer, request.cache or suite.cache, environment=found.environment, profile=profile
@@ -92,6 +93,8 @@ def run_suite(request: RunRequest) -> int:
     settings = RunSettings(
         suite=suite.name,
         suite_title=suite.title,
+        suite_sha256=suite.sha256,
+        suite_source=suite.source,
         command=tuple(command_line()),
         device=DeviceModel.of(found.environment, probe_s=probe_s, ceilings=found.ceilings),
         profile=profile,
@@ -164,13 +167,6 @@ def _finish(request: RunRequest, folder: Path, outcome: RunOutcome, num_processe
     for path in written.texts if written else ():
         print(f"report: {path}")
     return outcome.exit_code
-
-
-def _check_workload(workload: Workload, suite: Suite) -> None:
-    try:
-        check_input(workload)
-    except UsageError as error:
-        raise type(error)(f"suite {suite.name}: {error}") from None
 
 
 def _resumed_run_id(request: RunRequest, suite: Suite) -> str | None:

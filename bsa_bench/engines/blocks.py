@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from bsa_bench.contract import BLOCKS, CAUSAL_DENSE, DENSE, ELEMENT_RULES
-from bsa_bench.engines.dense import dense_flop
+from bsa_bench.engines.dense import dense_flop, interpreted_on_gpu
 from bsa_bench.engines.forms import Extent, Form, parse_forms
+from bsa_bench.engines.torch_cache import torch_cache_fault
 from bsa_bench.result import PassName
 from bsa_kernels import CAUSAL, BlockGrid, BlockPlan, full_plan
 from bsa_kernels.block_engine import lse_runner, runs_cpp
@@ -131,6 +132,10 @@ class Formed(Blocks):
     block: TritonEngine = TRITON_KERNELS
     forms: tuple[Form, ...] = ()
 
+    def untimed(self, device: torch.device) -> str | None:
+        """The interpreter's time says nothing, on a CPU and on a GPU."""
+        return super().untimed(device) or interpreted_on_gpu(device)
+
     def in_forms(self, text: str) -> Formed:
         """The same in some forms, as `quad` or `fused+pack`.
 
@@ -173,6 +178,10 @@ def _changed_tables(forms: tuple[Form, ...]) -> Callable[[KernelTables], KernelT
 
 class Flex(Blocks):
     """FlexAttention; dense without any mask on a GPU, and with a mask of everything on a CPU, where that is faster."""
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:
+        """What the engine says, and whether the compile cache is the one that the process was started with."""
+        return super().unsupported(device, dtype, head_dim, backward=backward) or torch_cache_fault()
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False) -> Tensor:
         """Compiled FlexAttention over all pairs; causal by the plan."""

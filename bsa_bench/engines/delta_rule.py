@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bsa_bench.contract import DELTA_RULE, by_pass
+from bsa_bench.engines.dense import interpreted_on_gpu
 from bsa_bench.result import PassName
 from bsa_kernels.methods import gated_delta_rule
 
@@ -81,6 +82,10 @@ class Fla(_DeltaRule):
     def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:  # noqa: ARG002
         """Needs CUDA, the package, and half precision."""
         return gated_delta_rule.fla_unsupported(device, dtype, head_dim)
+
+    def untimed(self, device: torch.device) -> str | None:
+        """Its kernels are Triton's: interpreted, their time says nothing."""
+        return interpreted_on_gpu(device)
 
     def delta_rule(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, *, scale: float) -> Tensor:
         """Its kernels."""

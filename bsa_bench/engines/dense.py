@@ -57,6 +57,17 @@ def dense_flop(q: Tensor, which: PassName, *, backward_products: int, causal: bo
     return by_pass(_FORWARD_PRODUCTS * product, backward_products * product, which)
 
 
+def interpreted_on_gpu(device: torch.device) -> str | None:
+    """Why kernels that Triton interprets on a GPU are not timed, or None where it compiles them."""
+    if device.type != "cuda":
+        return None
+    from triton import knobs
+
+    if not knobs.runtime.interpret:
+        return None
+    return "TRITON_INTERPRET is set: Triton ran in its interpreter, which tells no speed; unset it to compile kernels."
+
+
 @dataclass(frozen=True)
 class Sdpa(_DenseOnly):
     """`torch.nn.functional.scaled_dot_product_attention` pinned to one backend."""

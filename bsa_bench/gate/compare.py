@@ -20,6 +20,7 @@ from bsa_bench.stats.pairs import detectable_effect
 from bsa_bench.stats.processes import bootstrap_ratio, geometric_mean, summarise_processes
 from bsa_bench.store.derive import Row, derive
 from bsa_bench.store.reader import Run
+from bsa_bench.units import format_seconds
 
 LEAST_PROCESSES = 5
 """Of each side: with fewer, no exact rank test reaches p < 0.01."""
@@ -60,6 +61,8 @@ def measured_of(run: Run) -> dict[str, Measured]:
 
 
 def _trouble(row: Row) -> str | None:
+    if row.quota_wait_s:
+        return f"a CPU quota kept it from running for {format_seconds(row.quota_wait_s)} meanwhile"
     if row.is_throttled:
         return "the device throttled meanwhile"
     if row.is_disturbed:

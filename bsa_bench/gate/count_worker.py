@@ -54,6 +54,9 @@ def count_request(request: Request) -> Counted:
         raise RuntimeError("TRITON_INTERPRET: expected it unset, for an interpreted kernel makes no launch")
     import torch
 
+    from bsa_bench.engines.torch_cache import set_up_torch_cache
+
+    set_up_torch_cache()
     torch.set_num_threads(1)
     cases = [Case.model_validate(each) for each in request.cases]
     with record_launches() as recorder:

@@ -22,6 +22,7 @@ from bsa_bench.gate.policy import Policy
 from bsa_bench.gate.sides import compute_the_same, not_held, own_packages, run_the_same
 from bsa_bench.gate.two_stage import decide
 from bsa_bench.gate.verdict import Check, Tier, TierResult, Verdict, tier_of
+from bsa_bench.inputs import check_inputs
 from bsa_bench.result import Case, Environment, Status
 from bsa_bench.run.estimate import compiles_at_first_call, is_interpreted
 from bsa_bench.run.job import DeviceKind
@@ -130,9 +131,10 @@ def select(suite: str, overrides: Sequence[str], device: DeviceKind, *, threads:
     """Sort the cases of a suite into what is timed, what is a control, what is only verified, and what is left out.
 
     Raises:
-        UsageError: the suite, an override or an implementation is wrong, or the device is not here.
+        UsageError: the suite, an override, an implementation or an input is wrong, or the device is not here.
     """
     cases = _cases(suite, overrides, device)
+    check_inputs(cases)
     found = probe({device: [question_of(case) for case in cases]}, device=device, threads=threads)
     selection = Selection(found.environment)
     dense: list[Case] = []

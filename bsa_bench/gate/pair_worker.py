@@ -94,6 +94,10 @@ class _Side:
         count = min(request.threads, len(usable_cores()))
         keep_memory_mapped(count)
         import torch
+
+        from bsa_bench.engines.torch_cache import set_up_torch_cache
+
+        set_up_torch_cache()
         import torch._dynamo
 
         import bsa_kernels

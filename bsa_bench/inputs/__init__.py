@@ -4,6 +4,15 @@ Importing this package loads neither torch nor av; making or checking an input d
 """
 
 from bsa_bench.inputs.clip import SAMPLE_CLIPS, find_sample_clip
-from bsa_bench.inputs.make import QKV, check_input, draw_tensors, make_qkv, random_like_output
+from bsa_bench.inputs.make import QKV, check_input, check_inputs, draw_tensors, make_qkv, random_like_output
 
-__all__ = ["QKV", "SAMPLE_CLIPS", "check_input", "draw_tensors", "find_sample_clip", "make_qkv", "random_like_output"]
+__all__ = [
+    "QKV",
+    "SAMPLE_CLIPS",
+    "check_input",
+    "check_inputs",
+    "draw_tensors",
+    "find_sample_clip",
+    "make_qkv",
+    "random_like_output",
+]

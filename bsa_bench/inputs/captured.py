@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bsa_bench.errors import InputError
+from bsa_bench.inputs.finite import not_finite
 from bsa_bench.workload import Workload
 
 if TYPE_CHECKING:
@@ -42,6 +43,13 @@ def check_captured(path: Path, workload: Workload) -> None:
                     raise InputError(f"captured {path}: {name} is {dtype}, expected one of {', '.join(_FLOATS)}")
     except safetensors.SafetensorError as error:
         raise InputError(f"captured {path}: not a readable safetensors file ({error})") from error
+
+
+def check_values(path: Path, workload: Workload) -> None:
+    """Raise InputError unless all values of a checked file are finite in the workload's dtype; reads them, once."""
+    for name in _NAMES:
+        if trouble := not_finite(path, name, workload.dtype):
+            raise InputError(f"captured {path}: {name} {trouble}; capture them again, or set another dtype")
 
 
 def read_captured(path: Path, *, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

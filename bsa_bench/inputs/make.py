@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bsa_bench.inputs.captured import check_captured, read_captured
+from bsa_bench.errors import InputError
+from bsa_bench.file_digest import file_digest
+from bsa_bench.inputs.captured import check_captured, check_values, read_captured
 from bsa_bench.inputs.clip import check_clip, find_sample_clip, load_clip, patch_chunks
 from bsa_bench.inputs.fields import CHANNELS, smooth_chunks, write_gaussian
 from bsa_bench.inputs.projection import Projection, check_head_dim
+from bsa_bench.result import Case, Footage, InputFacts
 from bsa_bench.workload import Workload
 
 if TYPE_CHECKING:
@@ -28,6 +31,12 @@ class QKV:
     k: torch.Tensor
     v: torch.Tensor
     description: str
+    footage: Footage | None = None
+
+    @property
+    def facts(self) -> InputFacts:
+        """What they are, to be stored."""
+        return InputFacts(description=self.description, footage=self.footage)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -35,8 +44,23 @@ class QKV:
         return {"q": self.q, "k": self.k, "v": self.v}
 
 
+def check_inputs(cases: Iterable[Case]) -> None:
+    """Raise InputError if the input of one of the cases cannot be made, see `check_input`; each input is read once."""
+    for workload in {case.workload.digest: case.workload for case in cases}.values():
+        check_input(workload)
+
+
 def check_input(workload: Workload) -> None:
-    """Raise InputError if the input of `workload` cannot be made; quick, and without torch."""
+    """Raise InputError if the input of `workload` cannot be made, or its file is no longer the one that it names.
+
+    Of captured tensors all values are read, of a clip the first picture. Without torch.
+    """
+    _check_file(workload)
+    if workload.input.kind == "captured":
+        check_values(_file_path(workload), workload)
+
+
+def _check_file(workload: Workload) -> None:
     spec = workload.input
     if spec.kind in {"smooth", "video"}:
         check_head_dim(workload.head_dim)
@@ -44,6 +68,11 @@ def check_input(workload: Workload) -> None:
         check_clip(_clip_path(workload))
     elif spec.kind == "captured":
         check_captured(_file_path(workload), workload)
+    if spec.sha256 is not None and (found := file_digest(_file_path(workload))) != spec.sha256:
+        raise InputError(
+            f"{spec.kind} {spec.path}: another file lies there now, its SHA-256 is {found}, expected {spec.sha256}; "
+            "put the file that was measured back, or start a new run"
+        )
 
 
 def make_qkv(workload: Workload, *, device: str) -> QKV:
@@ -58,7 +87,7 @@ def make_qkv(workload: Workload, *, device: str) -> QKV:
     """
     import torch
 
-    check_input(workload)
+    _check_file(workload)  # of the values, the tensors are asked
     spec = workload.input
     dtype = getattr(torch, workload.dtype)
     if spec.kind == "captured":
@@ -70,9 +99,11 @@ def make_qkv(workload: Workload, *, device: str) -> QKV:
         for name, out in (("q", q), ("k", k), ("v", v)):
             write_gaussian(out, seed=spec.seed, name=name)
         return QKV(q, k, v, f"independent N(0, 1), seed {spec.seed}")
-    write = _write_smooth if spec.kind == "smooth" else _write_video
-    content = write(workload, q, k, v)
-    return QKV(q, k, v, f"{content}; random projection with qk-norm and 3D RoPE, seed {spec.seed}")
+    projected = f"random projection with qk-norm and 3D RoPE, seed {spec.seed}"
+    if spec.kind == "smooth":
+        return QKV(q, k, v, f"{_write_smooth(workload, q, k, v)}; {projected}")
+    content, footage = _write_video(workload, q, k, v)
+    return QKV(q, k, v, f"{content}; {projected}", footage)
 
 
 def random_like_output(workload: Workload, device: str) -> torch.Tensor:
@@ -113,7 +144,7 @@ def _write_smooth(workload: Workload, q: torch.Tensor, k: torch.Tensor, v: torch
     return f"smooth random field of {CHANNELS} channels on {_by(grid)} tokens with one moving object"
 
 
-def _write_video(workload: Workload, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
+def _write_video(workload: Workload, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[str, Footage]:
     path = _clip_path(workload)
     num_frames, height, width = workload.video_size
     needed = num_frames * workload.batch
@@ -129,16 +160,27 @@ def _write_video(workload: Workload, q: torch.Tensor, k: torch.Tensor, v: torch.
         projection.write(chunks, q[b], k[b], v[b])
 
     found = len(clip.frames)
+    footage = Footage(
+        num_pictures=found,
+        num_needed=needed,
+        source=clip.source,
+        crop=clip.crop,
+        size=(height, width),
+        turned=clip.turned,
+        is_still=clip.is_still,
+    )
     played = f"its {found} frames forward and backward to fill {needed}" if found < needed else f"first {found} frames"
     asked = (workload.frames, workload.height, workload.width)
     padded = f" (asked for {_by(asked)})" if workload.frames and asked != workload.video_size else ""
     batch = (
         f", {num_frames} frames after each other for each of {workload.batch} elements" if workload.batch > 1 else ""
     )
-    return (
-        f"clip {workload.input.clip or path.name}: {played}{batch}, centre {_by(clip.crop)} of {_by(clip.source)} "
-        f"pixels scaled to {_by((height, width))}{padded}, raw {_by(patch)} pixel blocks as tokens"
+    turned = f", {clip.turned}" * bool(clip.turned)
+    words = (
+        f"clip {workload.input.clip or path.name}: {played}{batch}{turned}, centre {_by(clip.crop)} of "
+        f"{_by(clip.source)} pixels scaled to {_by((height, width))}{padded}, raw {_by(patch)} pixel blocks as tokens"
     )
+    return words, footage
 
 
 def _draw_projection(workload: Workload, *, num_features: int) -> Projection:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bsa_bench.measure.control_groups import address_space_limit, cpu_quota, memory_limits
+
 Value = str | int | float | None
 _CPUS = Path("sys/devices/system/cpu")
-_CGROUP = Path("sys/fs/cgroup")
 _BOOST = {"1": "on", "0": "off"}
 
 
 def cpu_settings(root: Path = Path("/")) -> dict[str, Value]:
     """Settings that stay between runs; null where the system does not tell.
 
-    `cpu_quota_cores` is the cores' worth of time that control groups allow, or "unlimited"; `aslr` is the kernel's
+    `cpu_quota_cores` is the cores' worth of time that control groups allow, `memory_limit_bytes` what they or `ulimit`
+    allow of memory, both "unlimited" where there is no limit; `aslr` is the kernel's
     randomize_va_space (0: off, 2: full).
 
     Args:
@@ -25,7 +27,8 @@ def cpu_settings(root: Path = Path("/")) -> dict[str, Value]:
         "governor": _text(root / _CPUS / "cpu0/cpufreq/scaling_governor"),
         "turbo": _turbo(root),
         "smt": _BOOST.get(_text(root / _CPUS / "smt/active") or ""),
-        "cpu_quota_cores": _quota(root),
+        "cpu_quota_cores": cpu_quota(root),
+        "memory_limit_bytes": memory_limit(root),
         "aslr": int(aslr) if aslr is not None and aslr.isdigit() else None,
         "transparent_huge_pages": _chosen(_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
     }
@@ -34,6 +37,23 @@ def cpu_settings(root: Path = Path("/")) -> dict[str, Value]:
 def usable_cores() -> list[int]:
     """The cores that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def usable_threads() -> int:
+    """How many threads to compute with: one a usable core, and no more than the control groups' quota keeps busy.
+
+    With more the group uses its share of a period up before the period's end, and all of them wait.
+    """
+    quota = cpu_quota()
+    cores = len(usable_cores())
+    return min(cores, max(int(quota), 1)) if isinstance(quota, float) else cores
+
+
+def memory_limit(root: Path = Path("/")) -> int | str | None:
+    """Bytes that control groups or `ulimit` allow, or "unlimited"; null where the system does not tell."""
+    groups, own = memory_limits(root), address_space_limit()
+    limits = [*(each.limit_bytes for each in groups or ()), *([own] if own is not None else [])]
+    return min(limits, default=None if groups is None else "unlimited")
 
 
 def cpu_load() -> dict[str, Value]:
@@ -54,35 +74,6 @@ def _turbo(root: Path) -> str | None:
     if no_turbo is not None:
         return {"0": "on", "1": "off"}.get(no_turbo)
     return _BOOST.get(_text(root / _CPUS / "cpufreq/boost") or "")
-
-
-def _quota(root: Path) -> float | str | None:
-    """The least of the quotas of this process's control group and those above it, of version 1 or 2."""
-    groups = [line.split(":", 2) for line in (_text(root / "proc/self/cgroup") or "").splitlines()]
-    paths = {name: path for _, names, path in groups for name in names.split(",")}
-    if not paths:
-        return None
-    is_first = "cpu" in paths
-    mount = root / _CGROUP / ("cpu" if is_first else "")
-    # In a container the path is often that of the host; the container's own root is then mounted in its place.
-    folders = [mount, *(mount / part for part in _prefixes(paths["cpu"] if is_first else paths.get("", "")))]
-    cores = [limit for folder in folders if (limit := (_quota_1 if is_first else _quota_2)(folder)) is not None]
-    return min(cores) if cores else "unlimited"
-
-
-def _quota_1(folder: Path) -> float | None:
-    quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
-    return int(quota) / int(period) if quota and period and quota != "-1" else None
-
-
-def _quota_2(folder: Path) -> float | None:
-    quota, _, period = (_text(folder / "cpu.max") or "max").partition(" ")
-    return int(quota) / int(period) if quota != "max" else None
-
-
-def _prefixes(path: str) -> list[str]:
-    parts = [part for part in path.split("/") if part and part != ".."]
-    return ["/".join(parts[: end + 1]) for end in range(len(parts))]
 
 
 def _chosen(text: str | None) -> str | None:

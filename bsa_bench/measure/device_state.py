@@ -20,7 +20,8 @@ from typing import IO, Self
 
 from bsa_bench.child_process import child_environment, module_command
 from bsa_bench.measure import nvml
-from bsa_bench.result import DeviceState
+from bsa_bench.measure.control_groups import throttled_ns
+from bsa_bench.result import QUOTA, DeviceState
 
 POLL_S = 0.1
 #: How long the poller may take to its first reading, and to its end.
@@ -36,7 +37,8 @@ _VIOLATIONS = {
 class DeviceWatch:
     """Watch a device during a `with` block; `state` is there afterwards.
 
-    On a CPU there is no poller: the load average and the share of processor time that others took can be told.
+    On a CPU there is no poller: the load average, the share of processor time that others took, and for how long the
+    control groups' quota kept the process from running can be told.
     """
 
     def __init__(self, device_type: str, index: int = 0) -> None:
@@ -46,7 +48,7 @@ class DeviceWatch:
         self.state: DeviceState | None = None
 
     def __enter__(self) -> Self:
-        self._start = _cpu_seconds()
+        self._start, self._throttled_ns = _cpu_seconds(), throttled_ns()
         if self._uuid is not None:
             # A file, as nobody reads while the operator is timed and a full pipe would stop the poller.
             self._lines = tempfile.TemporaryFile()
@@ -64,9 +66,13 @@ class DeviceWatch:
     ) -> None:
         load = os.getloadavg()[0]
         others = _share_of_others(self._start, _cpu_seconds())
+        now_ns = throttled_ns()
+        known = now_ns is not None and self._throttled_ns is not None
+        quota = {QUOTA: max(now_ns - self._throttled_ns, 0)} if known else {}
         if self._process is None or self._lines is None:
+            reason = "clocks, power and temperature are read on GPUs only"
             self.state = DeviceState(
-                load_average=load, other_cpu_share=others, reason="clocks, power and temperature are read on GPUs only"
+                load_average=load, other_cpu_share=others, throttle_ns=quota or None, reason=reason
             )
             return
         try:
@@ -78,7 +84,8 @@ class DeviceWatch:
             file.seek(0)
             *whole, _ = file.read().split(b"\n")  # what a killed poller left after its last newline is torn
         state = summarise_polls([json.loads(line) for line in whole], load)
-        self.state = state.model_copy(update={"other_cpu_share": others})
+        update = {"other_cpu_share": others, "throttle_ns": (state.throttle_ns or {}) | quota or None}
+        self.state = state.model_copy(update=update)
 
     def _await_first_reading(self) -> None:
         """Wait until the poller runs, so that its start takes no time from what is timed."""

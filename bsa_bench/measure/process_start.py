@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bsa_bench.file_digest import file_digest
 from bsa_bench.measure.cpu_settings import usable_cores
 
 _RECORDED = (
+    "BSA_KERNELS_",
     "PYTORCH_",
     "TORCH_",
     "TORCHDYNAMO_",
@@ -23,6 +25,8 @@ _RECORDED = (
     "GLIBC_",
     "MALLOC_",
 )
+_COMPILERS = frozenset({"CC", "CXX"})
+"""What torch, Triton and the engine `cpu` compile with."""
 _FOLDERS = frozenset(
     {
         "BSA_BENCH_CACHE",
@@ -41,6 +45,8 @@ _FOLDERS = frozenset(
     }
 )
 """Where temporary files, caches and dumps go: recorded, but one machine's timings compare wherever that is."""
+_FILES = frozenset({"BSA_KERNELS_TILES"})
+"""What they hold decides what is launched, so that is hashed and the path is not."""
 _SET_BY_WORKERS = frozenset({"OMP_NUM_THREADS"})
 """Recorded as it was given; a worker sets it to `--threads`, which is hashed."""
 
@@ -59,10 +65,11 @@ class ProcessStart:
     @classmethod
     def now(cls) -> ProcessStart:
         """Of this process as it is; to be called first of all."""
-        kept = {k: v for k, v in sorted(os.environ.items()) if k.startswith(_RECORDED) or k in _FOLDERS}
+        kept = {k: v for k, v in sorted(os.environ.items()) if k.startswith(_RECORDED) or k in _FOLDERS | _COMPILERS}
+        kept |= {f"{name} SHA-256": file_digest(kept[name]) or "not readable" for name in _FILES if kept.get(name)}
         return cls(kept, len(usable_cores()))
 
 
 def is_hashed(variable: str) -> bool:
     """Whether a recorded variable changes what is computed or how fast, not just where files lie."""
-    return variable not in _FOLDERS | _SET_BY_WORKERS
+    return variable not in _FOLDERS | _FILES | _SET_BY_WORKERS

@@ -59,6 +59,9 @@ class _Profile:
         tell("starting")
         import torch
 
+        from bsa_bench.engines.torch_cache import set_up_torch_cache
+
+        set_up_torch_cache()
         if not self.case.claims.is_dense:
             # As in the worker of a run: no part of the first call that is timed.
             import torch._dynamo

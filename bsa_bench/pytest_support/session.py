@@ -13,6 +13,7 @@ import pytest
 from bsa_bench.catalog import unsupported_case
 from bsa_bench.errors import EXIT_INTERRUPTED
 from bsa_bench.gate.verdict import Check
+from bsa_bench.inputs import check_inputs
 from bsa_bench.pytest_support.declare import NAME, Declared
 from bsa_bench.pytest_support.settings import Comparison, OnInfra, SessionSettings
 from bsa_bench.result import Case, Environment
@@ -107,13 +108,14 @@ class Session:
         Together, their processes run in turn, so that a ratio is of processes that ran side by side in time.
 
         Raises:
-            UsageError: the device asked for is not here.
+            UsageError: the device asked for is not here, or the input cannot be made.
             StoreError: results cannot be stored, or the machine does not answer.
         """
         __tracebackhide__ = True
         self.check_alone(self.settings.on_infra)
         asked = {kind: [choices[kind].case for choices in (wanted, *others)] for kind in self.kinds}
         kind = self.environment(asked).device_kind
+        check_inputs(asked[kind])
         declared = wanted[kind]
         key = self._key(declared)
         if key not in self._measured:

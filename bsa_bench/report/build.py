@@ -16,7 +16,7 @@ from bsa_bench.report.answer import answer
 from bsa_bench.report.device_tables import device_lines
 from bsa_bench.report.findings import findings, groups
 from bsa_bench.report.kit import Plot
-from bsa_bench.report.labels import Labels, counter_lines, timer_label, workload_label
+from bsa_bench.report.labels import Labels, counter_lines, input_line, timer_label, workload_label
 from bsa_bench.report.plots import draw_plots
 from bsa_bench.report.published import Collection, published_lines, read_collection
 from bsa_bench.report.verdicts import Verdicts
@@ -188,6 +188,8 @@ def _case_lines(rows: Sequence[Row], labels: Labels, verdicts: Verdicts) -> list
         by_workload.setdefault(digest, []).append(group)
     for passes in by_workload.values():
         lines += ["", f"### {workload_label(passes[0][0].result.case)}"]
+        made_of = input_line(row.result for group in passes for row in group)
+        lines += ["", f"Input: {made_of}."] if made_of else []
         for group in passes:
             timers = timer_label(group)
             lines += ["", f"**{group[0].result.case.passes}**{f' ({timers})' if timers else ''}", ""]

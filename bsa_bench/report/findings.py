@@ -9,6 +9,7 @@ from bsa_bench.report.labels import (
     Labels,
     bimodal_lines,
     describe_cases,
+    input_caveats,
     join_words,
     latency_text,
     one_line,
@@ -250,10 +251,18 @@ def _caveats(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     bullets = []
     if any(row.is_correct and row.num_processes == 1 for row in rows):
         bullets.append(f"{ONE_PROCESS}.")
+    bullets += [f"Input: {text}." for text in input_caveats(r.result for r in rows)]
     restless = [r.result for r in rows if r.is_correct and not r.is_settled]
     if restless:
         bullets.append(f"The warm-up did not settle before its cap: {describe_cases(restless, labels)}.")
-    throttled = [r.result for r in rows if r.is_throttled]
+    held_back = [r.result for r in rows if r.quota_wait_s]
+    if held_back:
+        bullets.append(
+            "A CPU quota (a control group's, as of a container) kept these from running for a part of the time that "
+            f"they were timed, so that their times are too long: {describe_cases(held_back, labels)}. Take fewer "
+            "threads, or a larger quota."
+        )
+    throttled = [r.result for r in rows if r.is_throttled and not r.quota_wait_s]
     if throttled:
         bullets.append(f"The device throttled while these were timed: {describe_cases(throttled, labels)}.")
     disturbed = [r.result for r in rows if r.is_disturbed]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from bsa_bench.result import Case
+from bsa_bench.result import Case, Result
 from bsa_bench.stats import Summary
 from bsa_bench.store.break_even import density_options
 from bsa_bench.store.derive import Ratio, Row
@@ -63,6 +63,27 @@ class Labels:
 def workload_label(case: Case) -> str:
     """What the rows of one table attend to: `16x32x32 = 16,384 tokens, ..., causal`."""
     return f"{case.workload.label}{', causal' * case.claims.causal}"
+
+
+def input_line(results: Iterable[Result]) -> str | None:
+    """What the input of rows of one workload was made of, as code: a user's file may have any name."""
+    text = next((result.input.description for result in results if result.input), None)
+    return f"`{one_line(text).replace('`', chr(39))}`" if text else None
+
+
+def input_caveats(results: Iterable[Result]) -> list[str]:
+    """Of each clip what was measured that is hardly the film that was asked for, with the lengths it is so at."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for result in results:
+        workload = result.case.workload
+        name = f"`{one_line(workload.input.label).replace('`', chr(39))}`"
+        for text in result.input.footage.caveats if result.input and result.input.footage else ():
+            lengths = found.setdefault((name, text), [])
+            lengths += [workload.num_tokens] * (workload.num_tokens not in lengths)
+    return [
+        f"{name} at {join_words([f'{n:,}' for n in sorted(lengths)])} tokens is {text}"
+        for (name, text), lengths in found.items()
+    ]
 
 
 def shape_label(workload: Workload) -> str:

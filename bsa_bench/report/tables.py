@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from bsa_bench.report.findings import fastest, groups
 from bsa_bench.report.labels import Labels, latency_text, percent, processes_text, scientific, shape_label, speedup_text
@@ -38,6 +39,8 @@ def environment_facts(run: Run) -> dict[str, str]:
     env, line = run.environment, run.run_lines[-1]
     facts = {
         "Suite": f"`{line.suite}`: {line.suite_title}",
+        "Suite file": line.suite_sha256 and f"SHA-256 `{line.suite_sha256}`",
+        "Input files": ", ".join(f"`{PurePath(path).name}`: SHA-256 `{digest}`" for path, digest in line.files.items()),
         "Profile": line.profile,
         "Processes": f"{line.num_processes} a case, in random order with seed {line.seed}"
         if line.num_processes > 1
@@ -210,8 +213,9 @@ def _by_latency(rows: Sequence[Row]) -> list[Row]:
 
 
 def _doubts(row: Row) -> str:
-    """Footnote marks: † a short interval, ‡ a warm-up that did not settle, § disturbed, ¶ bimodal."""
-    return " †" * row.is_interval_short + " ‡" * (not row.is_settled) + " §" * row.is_disturbed + " ¶" * row.is_bimodal
+    """Footnote marks: † a short interval, ‡ a warm-up that did not settle, § disturbed or held back, ¶ bimodal."""
+    is_too_long = row.is_disturbed or row.quota_wait_s > 0
+    return " †" * row.is_interval_short + " ‡" * (not row.is_settled) + " §" * is_too_long + " ¶" * row.is_bimodal
 
 
 def _samples_text(whole: Latency | None) -> str:

@@ -15,6 +15,7 @@ from bsa_bench.report.labels import (
     Labels,
     bimodal_lines,
     counter_lines,
+    input_caveats,
     latency_text,
     one_line,
     percent,
@@ -26,7 +27,7 @@ from bsa_bench.report.verdicts import HOLDS_ONE, Verdicts
 from bsa_bench.result import Status
 from bsa_bench.store.derive import Ratio, Row, derive
 from bsa_bench.store.reader import Run
-from bsa_bench.units import format_ratio
+from bsa_bench.units import format_ratio, format_seconds
 
 #: Counters of a row that are named; the report has all.
 MAX_COUNTERS = 8
@@ -151,10 +152,20 @@ def _notes(run: Run, rows: Sequence[Row], labels: Labels, verdicts: Verdicts) ->
     counted = counter_lines(rows, labels, most=MAX_COUNTERS)
     if counted:
         lines += ["", "COUNTED, verified and not timed:", *(f"  {line}" for line in counted)]
+    if caveats := input_caveats(row.result for row in rows):
+        lines += [
+            "",
+            "Inputs that are hardly the film that was asked for:",
+            *(f"  {text.replace('`', '')}" for text in caveats),
+        ]
     disturbed = [row for row in rows if row.is_disturbed]
     if disturbed:
         lines += ["", f"Disturbed: other processes took the processor while {len(disturbed)} of these were timed."]
         lines += [f"  {_where(row, labels)}: {percent(row.other_cpu_share)}" for row in disturbed]
+    held_back = [row for row in rows if row.quota_wait_s]
+    if held_back:
+        lines += ["", f"Held back: a CPU quota kept {len(held_back)} of these from running while they were timed, for"]
+        lines += [f"  {_where(row, labels)}: {format_seconds(row.quota_wait_s)}" for row in held_back]
     if split := bimodal_lines(rows, labels):
         lines += ["", "Bimodal: the processes of these fall into two groups, around"]
         lines += [f"  {line}" for line in split]

@@ -13,9 +13,9 @@ NOTES = """\
 - **Median**: of the medians of the processes that a case was measured in; of one process, of its samples. ± is the
   wider half of the interval of that median, from order statistics (of 9 processes and more, a bootstrap of processes
   and samples), at 95% coverage where their number allows, 94% of five. † the interval covers less than 90%. ‡ the
-  warm-up did not settle before its cap. § others took the processor meanwhile, so that the time is too long. ¶ the
-  processes fall into two groups. **CV**: standard deviation over mean, of the samples within a process and of the
-  medians between processes.
+  warm-up did not settle before its cap. § others took the processor meanwhile, or a CPU quota kept it from running, so
+  that the time is too long. ¶ the processes fall into two groups. **CV**: standard deviation over mean, of the samples
+  within a process and of the medians between processes.
 - **One process**: the interval is of the samples within it, and says nothing of how far another process would be off.
 - **Timers**: `host` is `perf_counter` around a synchronised call; `event` is a pair of CUDA events. **Cache**: `cold`
   flushes the L2 by its queried size before each sample; `warm` does nothing. A ratio never mixes two timers or caches.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from bsa_bench.measure.cpu_settings import usable_cores
+from bsa_bench.measure.cpu_settings import usable_cores, usable_threads
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -18,13 +18,13 @@ def set_up_cpu(threads: int | None) -> int:
     can be done once torch has started its threads.
 
     Args:
-        threads: how many cores; all usable ones if null.
+        threads: how many cores; all usable ones if null, as far as a quota of processor time keeps them busy.
 
     Returns:
         How many cores it is.
     """
     cores = usable_cores()
-    count = min(threads or len(cores), len(cores))
+    count = min(threads or usable_threads(), len(cores))
     _pin(cores[:count])
     keep_memory_mapped(count)
     return count

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from bsa_bench.catalog import expected_cost
 from bsa_bench.contract import PASS_FACTOR
+from bsa_bench.measure.control_groups import address_space_limit, memory_limits
+from bsa_bench.measure.cpu_settings import usable_threads
 from bsa_bench.result import Case, Ceiling, Environment
-from bsa_bench.run.cpu import usable_cores
 from bsa_bench.run.job import DeviceKind, Profile
 from bsa_bench.workload import DTYPE_BYTES, DType
 
@@ -90,6 +90,10 @@ PROFILE_COST: dict[Profile, ProfileCost] = {
 }
 
 
+_IMPORTS_BYTES = 2 << 30
+"""Of address space, that a worker has when it has imported torch and started two threads (torch 2.13 for CPUs)."""
+
+
 @dataclass(frozen=True)
 class DeviceModel:
     """The device as far as predictions need it.
@@ -137,7 +141,7 @@ class DeviceModel:
     @classmethod
     def cpu(cls, *, threads: int | None = None, memory_bytes: int | None = None) -> DeviceModel:
         """Model this machine's CPU: 80 GFLOP/s a core in fp32, 8 GB/s a core up to 40."""
-        cores = threads or len(usable_cores())
+        cores = threads or usable_threads()
         limit = memory_bytes if memory_bytes is not None else round(0.9 * available_memory_bytes())
         return cls("cpu", 80e9 * cores, min(8e9 * cores, 40e9), limit)
 
@@ -236,18 +240,17 @@ def compiles_at_first_call(engine: str) -> bool:
 
 
 def available_memory_bytes() -> int:
-    """Memory that a new process can have here: what the machine has free, or what the container's limit leaves."""
+    """Memory that a new process can have here: what the machine has free, or what a limit leaves.
+
+    Limits are those of control groups, a container's or a batch job's, and of the address space (`ulimit -v`), of which
+    a worker takes `_IMPORTS_BYTES` before it has a tensor.
+    """
     import psutil
 
     free: int = psutil.virtual_memory().available
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        most, now = _number_in(limit), _number_in(used)
-        if most is not None and now is not None:
-            free = min(free, max(most - now, 0))
-    return free
+    free = min([free, *(limit.free_bytes for limit in memory_limits() or ())])
+    address_space = address_space_limit()
+    return free if address_space is None else min(free, max(address_space - _IMPORTS_BYTES, 0))
 
 
 def _call_s(case: Case, device: DeviceModel) -> float:
@@ -283,11 +286,3 @@ def _peak_bytes(case: Case, cost: EngineCost) -> int:
         total += round(3 * 4 * method.scores)  # block scores, mask, index lists
         total += min(round(2 * method.listed_tokens * w.head_dim * wide), cost.gathered)
     return total
-
-
-def _number_in(path: str) -> int | None:
-    try:
-        text = Path(path).read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None

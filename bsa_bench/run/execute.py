@@ -22,7 +22,7 @@ from bsa_bench.run.order import group_cases, memory_reason
 from bsa_bench.run.pace import Pace
 from bsa_bench.run.progress import Progress
 from bsa_bench.run.record import Recorder
-from bsa_bench.run.resume import already_done
+from bsa_bench.run.resume import already_done, check_files
 from bsa_bench.run.rounds import Ledger
 from bsa_bench.run.settings import RunOutcome, RunSettings
 from bsa_bench.run.stop import StopSignals
@@ -62,12 +62,14 @@ def execute(
         progress: told what happens.
 
     Raises:
-        UsageError: the run to resume was measured in another environment or profile, or by another timer.
+        UsageError: the run to resume was measured in another environment or profile, by another timer, or with other
+            files.
         MachineError: the GPU is set otherwise than when the run was begun.
         StoreError: a result cannot be stored; all results before it are.
     """
     asked = [case for group in group_cases(cases) for case in group]
     previous = writer.previous
+    check_files(previous, asked, settings)
     done = already_done(
         previous,
         environment,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from bsa_bench.result import Case, Environment, Memory, Result, RunLine, Status
 from bsa_bench.run.estimate import predict
+from bsa_bench.run.resume import files_of
 from bsa_bench.run.rounds import Ledger
 from bsa_bench.run.settings import RunSettings
 from bsa_bench.store.writer import RunWriter
@@ -36,6 +37,8 @@ class Recorder:
                 utc=_utc_now(),
                 suite=settings.suite,
                 suite_title=settings.suite_title,
+                suite_sha256=settings.suite_sha256,
+                files=files_of(asked),
                 profile=settings.profile,
                 command=list(settings.command),
                 environment=self._environment,

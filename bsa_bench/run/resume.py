@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from bsa_bench.errors import MachineError, UsageError
 from bsa_bench.measure.choice import TimerSetting, timer_of_run
 from bsa_bench.measure.process_start import is_hashed
-from bsa_bench.result import VOLATILE, Environment, Status
+from bsa_bench.result import VOLATILE, Case, Environment, Status
+from bsa_bench.run.settings import RunSettings
 from bsa_bench.store.reader import Run
 
 _GPU_SETTINGS = {
@@ -67,6 +68,33 @@ def already_done(
         for result in previous.results
         if result.status.is_final and result.env_hash == environment.hash
     }
+
+
+def files_of(cases: Iterable[Case]) -> dict[str, str]:
+    """The SHA-256 of each input file of the cases, by its path."""
+    specs = (case.workload.input for case in cases)
+    return {spec.path: spec.sha256 for spec in specs if spec.path is not None and spec.sha256 is not None}
+
+
+def check_files(previous: Run | None, cases: Iterable[Case], settings: RunSettings) -> None:
+    """See that the suite and the input files are those that the run was measured with; older runs do not say.
+
+    What was measured of another file under the same path would stand in one table with what is measured now.
+
+    Raises:
+        UsageError: one is not; names it.
+    """
+    now = files_of(cases)
+    for line in previous.run_lines if previous else ():
+        pairs = [(path, digest, now.get(path)) for path, digest in line.files.items()]
+        if line.suite == settings.suite:
+            pairs.insert(0, (f"suite {settings.suite_source or line.suite}", line.suite_sha256, settings.suite_sha256))
+        for name, before, after in pairs:
+            if before is not None and after is not None and before != after:
+                raise UsageError(
+                    f"run {line.run_id}: {name} is not the file that was measured, its SHA-256 is {after[:12]}..., "
+                    f"expected {before[:12]}...; put that one back, or start a new run without --resume"
+                )
 
 
 def _error_of(before: Environment, now: Environment) -> type[MachineError | UsageError]:

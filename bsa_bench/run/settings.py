@@ -18,7 +18,9 @@ class RunSettings:
     """How a run is made.
 
     Args:
-        suite, suite_title, command: stored in the run's line; `command` is what the user typed.
+        suite, suite_title, suite_sha256, command: stored in the run's line; `suite_sha256` is of the suite's file, null
+            where there is none; `command` is what the user typed.
+        suite_source: the suite's file, for errors.
         device: what predictions assume; its `memory_bytes` is the limit above which a case is not started.
         profile: how long each case is measured.
         num_processes: in how many processes each case is measured, round after round.
@@ -37,6 +39,8 @@ class RunSettings:
 
     suite: str
     suite_title: str = ""
+    suite_sha256: str | None = None
+    suite_source: str = ""
     command: tuple[str, ...] = ()
     device: DeviceModel
     profile: Profile = "quick"

@@ -38,7 +38,7 @@ class Ending:
     Args:
         cause: it exited (or was killed from outside), passed its time limit, was stopped by us, or broke the protocol.
         exit_code: its exit code, or minus the signal's number.
-        peak_rss_bytes: the most memory that it had resident.
+        peak_rss_bytes: the most memory that it had resident; where not `is_peak_own`, it may have been less.
         num_oom_kills: how many processes the kernel's out-of-memory killer ended on this machine meanwhile.
         spoke: whether any event came but the first, which only says who it is.
         log_tail: the last part of its stdout and stderr.
@@ -48,6 +48,7 @@ class Ending:
     cause: Cause
     exit_code: int
     peak_rss_bytes: int
+    is_peak_own: bool
     num_oom_kills: int
     spoke: bool
     log_tail: str
@@ -120,6 +121,7 @@ def run_worker(
         cause=cause,
         exit_code=process.returncode,
         peak_rss_bytes=watch.peak_rss_bytes,
+        is_peak_own=watch.is_peak_own,
         num_oom_kills=_num_oom_kills() - oom_kills,
         spoke=watch.spoke,
         log_tail=_tail(log_path, log_start),
@@ -137,7 +139,7 @@ def judge(ending: Ending, *, limit_s: float, memory_bytes: int) -> tuple[Status,
         return Status.TIMEOUT, f"not done within the time limit of a case, {format_seconds(limit_s)}"
     if ending.cause == "protocol":
         return Status.CRASHED, f"the worker wrote an event that does not belong there: {ending.detail}"
-    peak = format_bytes(ending.peak_rss_bytes)
+    peak = f"{'' if ending.is_peak_own else 'at most '}{format_bytes(ending.peak_rss_bytes)}"
     if ending.exit_code == -signal.SIGKILL:
         if ending.num_oom_kills or ending.peak_rss_bytes > memory_bytes // 2:
             return Status.OOM, f"killed by SIGKILL, most likely as the machine ran out of memory; it had {peak}"
@@ -172,7 +174,8 @@ class _Watch:
         self.spoke = False
         self.detail: str | None = None
         self.peak_rss_bytes = 0
-        # What wait4 reports of a child is at least what the parent had when it started it: exec does not reset it.
+        self.is_peak_own = False
+        # What wait4 reports of a child is at least the peak of this process when it started it: exec does not reset it.
         self._inherited_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def until_end(self, limit_s: float, should_stop: Callable[[], bool]) -> Cause:
@@ -182,7 +185,6 @@ class _Watch:
         deadline = time.monotonic() + limit_s
         cause: Cause = "exited"
         while not self._has_exited():
-            self.peak_rss_bytes = max(self.peak_rss_bytes, _peak_rss_bytes(self._process.pid))
             now = time.monotonic()
             if should_stop():
                 cause = "stopped"
@@ -211,8 +213,8 @@ class _Watch:
             os.killpg(self._process.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self._process.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        if usage.ru_maxrss > self._inherited_kib:
-            self.peak_rss_bytes = usage.ru_maxrss * 1024
+        self.peak_rss_bytes = usage.ru_maxrss * 1024
+        self.is_peak_own = usage.ru_maxrss > self._inherited_kib
 
     def _has_exited(self) -> bool:
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -246,15 +248,6 @@ class _Watch:
                 got_result = True
                 self._num_missing -= 1
         return got_result
-
-
-def _peak_rss_bytes(pid: int) -> int:
-    """The most memory that a live process had resident; 0 where the system does not say."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 def _hand_over(process: subprocess.Popen[bytes], job: Job) -> None:

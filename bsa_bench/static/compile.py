@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 
 from bsa_bench.child_process import PACKAGE, child_environment
 from bsa_bench.errors import StoreError, UsageError
+from bsa_bench.measure.cpu_settings import usable_threads
 from bsa_bench.static.config import ArchName, KernelConfig
 
 LIMIT_S = 300.0
@@ -67,7 +68,7 @@ class Settings:
     use_cache: bool = True
     fp_fusion: bool = True
     line_info: bool = True
-    processes: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    processes: int = field(default_factory=usable_threads)
     toolchain: Toolchain = Toolchain()
 
 
@@ -135,8 +136,17 @@ class Failure:
 
 
 def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/bsa-bench/static`, by default below `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bsa-bench" / "static"
+    """`$XDG_CACHE_HOME/bsa-bench/static`, by default below `~/.cache`.
+
+    Raises:
+        UsageError: the user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bsa-bench" / "static"
+    except RuntimeError as error:
+        raise UsageError(
+            "cache: the user has no home folder to keep compiled code in; set HOME or XDG_CACHE_HOME, or give --cache"
+        ) from error
 
 
 def list_configs(
@@ -277,9 +287,12 @@ class _Worker:
     def __init__(self, toolchain: Toolchain) -> None:
         self._toolchain = toolchain
         self._process: subprocess.Popen[str] | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
-        # Triton's own cache: what it keeps is of no use, but it cannot do without.
-        self._scratch = tempfile.TemporaryDirectory(prefix="bsa-bench-triton-", ignore_cleanup_errors=True)
+        try:
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+            # Triton's own cache: what it keeps is of no use, but it cannot do without.
+            self._scratch = tempfile.TemporaryDirectory(prefix="bsa-bench-triton-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise StoreError(f"no temporary folder can be written ({error.strerror}); set TMPDIR to one") from error
         self.is_over = False
 
     def __enter__(self) -> Self:

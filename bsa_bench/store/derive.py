@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from statistics import median
 
-from bsa_bench.result import Result, Status, Timing, worst_status
+from bsa_bench.result import QUOTA, Result, Status, Timing, worst_status
 from bsa_bench.store.latency import Latency, Ratio, latency, over
 from bsa_bench.workload import Workload, short_digest
 
@@ -99,13 +99,19 @@ class Row:
         return timing is not None and timing.timer == "host" and (self.other_cpu_share or 0.0) > DISTURBED_SHARE
 
     @property
+    def quota_wait_s(self) -> float:
+        """For how long a CPU quota kept the process from running while it was timed, in the process of the longest."""
+        states = [each.state for each in self.processes if each.state] if self.whole else []
+        return max(((state.throttle_ns or {}).get(QUOTA, 0) for state in states), default=0) / 1e9
+
+    @property
     def is_settled(self) -> bool:
         """Whether the warm-up settled before its cap in all processes."""
         return all(timing.settled for timing in self.timings)
 
     @property
     def is_throttled(self) -> bool:
-        """Whether the device throttled while one of the processes was timed."""
+        """Whether the device throttled, or a CPU quota held it back, while one of the processes was timed."""
         states = [each.state for each in self.processes if each.state] if self.whole else []
         return any(any((state.throttle_ns or {}).values()) for state in states)
 
@@ -139,8 +145,9 @@ class Row:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """`disturbed`, `bimodal`: why its figures are no headline."""
-        return ("disturbed",) * self.is_disturbed + ("bimodal",) * self.is_bimodal
+        """`disturbed`, `held back` by a CPU quota, `bimodal`: why its figures are no headline."""
+        held_back = ("held back",) * (self.quota_wait_s > 0)
+        return ("disturbed",) * self.is_disturbed + held_back + ("bimodal",) * self.is_bimodal
 
     @property
     def num_tokens(self) -> int:

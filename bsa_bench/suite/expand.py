@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from bsa_bench.catalog import check_options, load_method, make_case
 from bsa_bench.contract import MethodOptions
 from bsa_bench.errors import SuiteError, UsageError
+from bsa_bench.file_digest import file_digest
 from bsa_bench.result import PASSES, Case, PassName
 from bsa_bench.suite.layers import Layer
 from bsa_bench.suite.schema import INPUT_NEEDS, MODEL_KEYS, DeviceKind, Limit, Value, Variant, vocabulary
@@ -160,7 +161,7 @@ def _workload(point: Mapping[str, Value], device_kind: DeviceKind, source: str) 
         if spec.get("kind", "smooth") not in takers:
             spec.pop(key, None)
     try:
-        return Workload(**values, input=InputSpec(**spec))
+        return Workload(**values, input=InputSpec(**spec, sha256=file_digest(spec["path"]) if "path" in spec else None))
     except ValidationError as error:
         what = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         combination = f" (in the combination {shorten(dict(point))})" if point else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tomllib
 from fnmatch import fnmatchcase
@@ -81,7 +82,8 @@ def _make(content: bytes, name: str, device_kind: DeviceKind, *, source: str, fo
     _check_names([layer.part for layer in (lowest, *uppers.values())], source)
     merged = merge(Layer(), lowest, source=source)
     layers = {kind: merge(merged, upper, source=source) for kind, upper in uppers.items()}
-    return make_suite(name, device_kind=device_kind, layer=layers.get(device_kind, merged), source=source)
+    layer, digest = layers.get(device_kind, merged), hashlib.sha256(content).hexdigest()
+    return make_suite(name, device_kind=device_kind, layer=layer, source=source, sha256=digest)
 
 
 def _check_names(parts: list[Part], source: str) -> None:

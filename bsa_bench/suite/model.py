@@ -38,13 +38,15 @@ class SuiteInfo:
 class Suite:
     """A checked suite for one kind of device.
 
-    `layer` holds the file and its device part merged, `source` is where it came from, as messages call it.
+    `layer` holds the file and its device part merged, `source` is where it came from, as messages call it, and `sha256`
+    is of that file; null where there is none.
     """
 
     name: str
     device_kind: DeviceKind
     layer: Layer
     source: str
+    sha256: str | None = None
 
     @property
     def title(self) -> str:
@@ -116,7 +118,7 @@ class Suite:
         return expand(self.layer, suite=self.name, device_kind=self.device_kind, source=self.source)
 
 
-def make_suite(name: str, *, device_kind: DeviceKind, layer: Layer, source: str) -> Suite:
+def make_suite(name: str, *, device_kind: DeviceKind, layer: Layer, source: str, sha256: str | None) -> Suite:
     """Make a suite and expand it, so that whatever is wrong shows now.
 
     Raises:
@@ -124,6 +126,6 @@ def make_suite(name: str, *, device_kind: DeviceKind, layer: Layer, source: str)
     """
     if layer.part.title is None:
         raise SuiteError(f"{source}: title: is missing, expected one line of text")
-    suite = Suite(name, device_kind, layer, source)
+    suite = Suite(name, device_kind, layer, source, sha256)
     suite.cases()
     return suite

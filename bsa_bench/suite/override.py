@@ -82,6 +82,7 @@ def override(suite: Suite, settings: Sequence[str]) -> Suite:
         device_kind=suite.device_kind,
         layer=merge(layer, top, source=source),
         source=suite.source if not settings else f"{suite.source} with {' '.join(settings)}",
+        sha256=suite.sha256,
     )
 
 

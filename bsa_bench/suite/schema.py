@@ -150,7 +150,9 @@ class Part(_Table):
 
 
 def _types(model: type[BaseModel]) -> dict[str, Any]:
-    return {key: field.rebuild_annotation() for key, field in model.model_fields.items() if key != "input"}
+    """The keys that a suite may give: all fields but the input, a table of its own, and what is read from its file."""
+    fields = model.model_fields.items()
+    return {key: field.rebuild_annotation() for key, field in fields if key not in {"input", "sha256"}}
 
 
 def _table(name: str, fields: dict[str, Any], base: type[BaseModel] = _Table) -> type[BaseModel]:

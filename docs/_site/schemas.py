@@ -32,7 +32,7 @@ def suite_keys() -> str:
     parts.append(_section("[workload]", Workload, leave_out=frozenset({"input"}), defaults={"dtype": "auto"}))
     presets = [f"| `{name}` | {p.heads} | {p.head_dim} | {p.vae} | {p.patch} |" for name, p in PRESETS.items()]
     parts.append("\n".join(["| `model` | heads | head_dim | vae | patch |", "|---|---|---|---|---|", *presets, ""]))
-    parts.append(_section("[input]", InputSpec))
+    parts.append(_section("[input]", InputSpec, leave_out=frozenset({"sha256"})))
     for method in (method for method in METHODS if method in options_by_method()):
         options = options_by_method()[method]
         see = f"What they mean: [{method}](../methods/{method}.md#options)."

@@ -8,9 +8,11 @@ import time
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_factory import TINY, needs_no_gpu
 from run_factory import DEVICE, Bench, environment
+from safetensors.numpy import save_file
 
 import bsa_bench
 from bsa_bench.cli import commands, run_command
@@ -124,6 +126,19 @@ def scripted(monkeypatch, folder):
         return there
 
     return script
+
+
+def test_captured_tensors_that_are_not_finite_end_a_run_once_before_any_worker(bench, folder, scripted):
+    tensors = {name: np.zeros((1, 1, 256, 32), np.float32) for name in "qkv"}
+    tensors["q"][0, 0, 3, 3] = np.nan
+    save_file(tensors, "x.safetensors")
+    Path("tiny.toml").write_text(TINY.replace('kind = "gaussian"', 'kind = "captured"\npath = "x.safetensors"'))
+    there = scripted()
+    code, out, err = bench("run", "--suite", "tiny.toml", "--run-id", "r")
+    assert (code, out, there.pids) == (2, "", [])
+    assert err.startswith("bsa-bench: suite tiny: captured x.safetensors: q has values that are not finite in float32")
+    assert err.count("\n") == 1
+    assert not Path("results/r").exists()
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from bsa_bench.engines.blocks import FLEX, GATHER, TRITON
+from bsa_bench.engines.blocks import FLEX, GATHER, GLUON, TRITON, TRITON_TILED
+from bsa_bench.engines.delta_rule import FLA
 from bsa_bench.engines.dense import FLASH_ATTN, SDPA_CUDNN, SDPA_EFFICIENT, SDPA_FLASH, SDPA_MATH, XFORMERS
 from bsa_bench.prepare import profiled_names
 
@@ -142,3 +143,13 @@ def test_only_triton_is_untimed_on_a_cpu_and_says_why():
     assert [e.name for e in (GATHER, FLEX, TRITON) if e.untimed(CPU)] == ["triton"]
     assert "interpreter" in TRITON.untimed(CPU)
     assert TRITON.untimed(CUDA) is None
+
+
+@pytest.mark.parametrize("engine", [TRITON, TRITON_TILED, GLUON, FLA], ids=lambda e: e.name)
+def test_kernels_that_are_interpreted_on_a_gpu_are_not_timed(monkeypatch, engine):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert engine.untimed(CUDA) is None
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert engine.untimed(CUDA).startswith("TRITON_INTERPRET is set: Triton ran in its interpreter")
+    assert GATHER.untimed(CUDA) is None

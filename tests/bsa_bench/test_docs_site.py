@@ -82,7 +82,7 @@ def test_the_reference_of_suites_has_every_key_with_its_limits(generators):
     options = catalog.options_by_method()
     for model in (Part, Workload, InputSpec, *options.values()):
         for key in model.model_fields:
-            assert f"| `{key}` |" in made or key in {"workload", "input", "axes", "zip"}
+            assert f"| `{key}` |" in made or key in {"workload", "input", "axes", "zip", "sha256"}
     assert all(f"## `[{method}]`" in made for method in options)
     assert "| `batch` | integer, above 0 | `1` |" in made
     assert "| `kv_density` | number, above 0 and at most 1 | `0.1` |" in made

@@ -66,3 +66,52 @@ def test_values_that_overflow_the_dtype_are_refused(tmp_path):
     path = save(tmp_path / "x.safetensors", q=q, k=q + 1e6, v=q.clone())
     with pytest.raises(InputError, match=r"k has values that are not finite in torch.float16"):
         make_qkv(captured(path, dtype="float16"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "value", "words"),
+    [
+        (torch.float32, "float32", float("nan"), "1 NaN; the first is nan at [1, 2, 29, 7]"),
+        (torch.bfloat16, "float32", float("-inf"), "1 infinite; the first is -inf at [1, 2, 29, 7]"),
+        (torch.float16, "bfloat16", float("inf"), "1 infinite; the first is inf"),
+        (torch.float64, "float32", 1e39, "1 beyond the largest float32; the first is 1e+39"),
+        (torch.float32, "float16", -65520.0, "1 beyond the largest float16; the first is -65520"),
+        (torch.float32, "bfloat16", 3.4e38, "1 beyond the largest bfloat16"),
+    ],
+)
+def test_values_that_are_not_finite_are_found_before_anything_is_run(tmp_path, stored, dtype, value, words):
+    """In the last place, with none of torch: whoever asks has none."""
+    tensors = {name: torch.zeros(SHAPE, dtype=stored) for name in "qkv"}
+    tensors["v"].view(-1)[-1] = value
+    path = save(tmp_path / "x.safetensors", **tensors)
+    with pytest.raises(InputError, match=r"captured .*x.safetensors: v has values that are not finite in") as error:
+        check_input(captured(path, dtype=dtype))
+    assert words in str(error.value)
+    assert not torch.isfinite(tensors["v"].to(getattr(torch, dtype))).all()
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "value"),
+    [
+        (torch.float32, "float16", 65519.0),
+        (torch.float32, "bfloat16", 3.39e38),
+        (torch.float64, "float32", 3.4028235e38),
+        (torch.bfloat16, "float64", 3e38),
+    ],
+)
+def test_the_largest_values_that_a_cast_keeps_are_taken(tmp_path, stored, dtype, value):
+    tensors = {name: torch.full(SHAPE, value, dtype=stored) for name in "qkv"}
+    check_input(captured(save(tmp_path / "x.safetensors", **tensors), dtype=dtype))
+    assert torch.isfinite(tensors["q"].to(getattr(torch, dtype))).all()
+
+
+def test_several_faults_are_counted_over_all_parts_of_a_large_tensor(tmp_path, monkeypatch):
+    monkeypatch.setattr("bsa_bench.inputs.finite._CHUNK", 100)
+    tensors = {name: torch.zeros(SHAPE) for name in "qkv"}
+    flat = tensors["k"].view(-1)
+    flat[150], flat[151], flat[1400] = float("nan"), 1e30, float("nan")
+    path = save(tmp_path / "x.safetensors", **tensors)
+    with pytest.raises(
+        InputError, match=r"k has .*\(2 NaN, 1 beyond the largest float16; the first is nan at \[0, 0, 18, 6\]\)"
+    ):
+        check_input(captured(path, dtype="float16"))

@@ -196,3 +196,104 @@ def test_a_sample_clip_has_moving_pictures():
     clip = load_clip(find_sample_clip("bigbuckbunny"), num_frames=9, height=64, width=112)
     changes = [(a.float() - b.float()).abs().mean().item() for a, b in pairwise(clip.frames)]
     assert 0 < max(changes) < 40
+
+
+MATRICES = {
+    "clockwise": ((0, 1, -1, 0), "turned by 90 degrees clockwise", "right"),
+    "anticlockwise": ((0, -1, 1, 0), "turned by 90 degrees anticlockwise", "left"),
+    "upside down": ((-1, 0, 0, -1), "turned by 180 degrees", "bottom"),
+    "mirrored": ((1, 0, 0, -1), "mirrored from top to bottom", "bottom"),
+    "diagonal": ((0, 1, 1, 0), "mirrored along a diagonal", "left"),
+    "none": ((1, 0, 0, 1), "", "top"),
+}
+
+
+def mark(path, matrix):
+    """Put a mark of how players show the film into an MP4's track header (version 0)."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
+    a, b, c, d = (round(x * (1 << 16)) for x in matrix)
+    data[at : at + 36] = b"".join(x.to_bytes(4, "big", signed=True) for x in (a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("how", MATRICES)
+def test_a_clip_is_measured_as_players_show_it(tmp_path, how):
+    matrix, words, bright = MATRICES[how]
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:16] = 220
+    path = mark(write_mp4(tmp_path / "c.mp4", [picture] * 2), matrix)
+    swaps = matrix[0] == 0
+    clip = load_clip(path, num_frames=2, height=64 if swaps else 32, width=32 if swaps else 64)
+    assert clip.source == clip.crop == ((64, 32) if swaps else (32, 64))
+    assert clip.turned == words
+    frame = clip.frames[0].float().mean(dim=0)
+    edges = {"top": frame[:8], "bottom": frame[-8:], "left": frame[:, :8], "right": frame[:, -8:]}
+    assert max(edges, key=lambda name: edges[name].mean()) == bright
+    assert (words in make_qkv(video(path), device="cpu").description) or not words
+
+
+def test_a_mark_of_another_angle_is_refused(tmp_path):
+    path = mark(grey_clip(tmp_path / "c.mp4", levels=[50] * 2), (0.7, 0.7, -0.7, 0.7))
+    with pytest.raises(InputError, match=r"its mark turns the picture by other than quarters.*encode it as"):
+        check_input(video(path))
+
+
+def stream_of(container, pictures, codec="mpeg4"):
+    stream = container.add_stream(codec, rate=10)
+    stream.height, stream.width = pictures[0].shape[:2]
+    stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    return stream
+
+
+def film_with_cover(path, *, film=True, sound=False):
+    """A large cover picture before what it belongs to."""
+    cover, picture = np.full((128, 128, 3), 250, np.uint8), np.full((32, 48, 3), 60, np.uint8)
+    with av.open(str(path), "w") as container:
+        streams = [(stream_of(container, [cover], "mjpeg"), [cover])]
+        streams[0][0].disposition = av.stream.Disposition.attached_pic
+        streams += [(stream_of(container, [picture]), [picture] * 3)] * film
+        if sound:
+            streams.append((container.add_stream("aac", rate=8000, layout="mono"), []))
+        for stream, pictures in streams:
+            for each in pictures:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(each, format="rgb24")))
+            if pictures:
+                container.mux(stream.encode())
+            else:
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                frame.rate = 8000
+                container.mux([*stream.encode(frame), *stream.encode()])
+    return path
+
+
+def test_the_film_is_taken_and_not_its_cover_picture(tmp_path):
+    clip = load_clip(film_with_cover(tmp_path / "c.mp4"), num_frames=9, height=32, width=48)
+    assert (len(clip.frames), clip.source) == (3, (32, 48))
+    assert clip.frames[0].float().mean() < 100
+
+
+def test_a_cover_picture_alone_is_no_film(tmp_path):
+    with pytest.raises(InputError, match=r"c.mp4: it is a sound recording with a cover picture, expected a film"):
+        check_input(video(film_with_cover(tmp_path / "c.mp4", film=False, sound=True)))
+
+
+def caveats(path, **changes):
+    return make_qkv(video(path, **changes), device="cpu").facts.footage.caveats
+
+
+def test_what_a_clip_became_is_told_where_it_is_hardly_the_film_that_was_asked_for(tmp_path):
+    wide = write_mp4(tmp_path / "wide.mp4", [np.full((96, 256, 3), n * 20, np.uint8) for n in range(9)])
+    assert caveats(wide, height=96, width=256) == []
+    assert caveats(wide, height=96, width=96) == [
+        "cropped: 62% of each picture was cut away for the proportions asked for"
+    ]
+    assert caveats(wide, height=192, width=512) == [
+        "enlarged 2.00 times, so that neighbours are alike by interpolation"
+    ]
+    still = grey_clip(tmp_path / "still.mp4", levels=[77])
+    assert caveats(still, height=32, width=48) == ["a still picture: 1 frame was decoded where 9 are asked for"]
+    assert caveats(still, height=32, width=48, frames=1) == []
+    frozen = grey_clip(tmp_path / "frozen.mp4", levels=[77] * 12)
+    assert caveats(frozen, height=32, width=48) == ["a still picture: its 9 frames are all the same"]

@@ -31,6 +31,7 @@ def test_settings_are_read_where_the_kernel_tells_them(tmp_path):
         "turbo": "off",
         "smt": "on",
         "cpu_quota_cores": 1.5,
+        "memory_limit_bytes": "unlimited",
         "aslr": 2,
         "transparent_huge_pages": "madvise",
     }

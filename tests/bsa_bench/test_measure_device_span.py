@@ -155,6 +155,7 @@ def test_the_events_of_the_real_profiler_have_what_is_read_of_them():
 
 
 @pytest.mark.gpu
+@pytest.mark.smoke
 def test_a_real_span_is_near_that_of_events():
     from bsa_bench.measure.timer import EventTimer
 

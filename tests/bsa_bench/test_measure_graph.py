@@ -208,6 +208,7 @@ def test_a_graph_has_no_phases(graphs):
 
 
 @pytest.mark.gpu
+@pytest.mark.smoke
 @pytest.mark.parametrize("which", ["forward", "backward", "forward+backward"])
 def test_all_passes_of_dense_attention_are_captured(which):
     from run_factory import case

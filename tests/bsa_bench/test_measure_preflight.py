@@ -147,6 +147,7 @@ def test_nvml_is_asked_without_loading_torch():
 
 
 @pytest.mark.gpu
+@pytest.mark.smoke
 def test_a_real_gpu_tells_of_itself():
     import torch
 

@@ -19,7 +19,7 @@ from kernel_helpers import (
 )
 
 from bsa_kernels import BlockGrid, block_sparse_attention
-from bsa_kernels.engines import ENGINES, auto_engine, explain_engine, flex, gather
+from bsa_kernels.engines import ENGINES, auto_engine, explain_engine, flex, flex_needs, gather
 
 SHAPES = [
     ((5, 7, 9), (4, 4, 4), (4, 4, 4)),
@@ -242,7 +242,7 @@ def test_flex_says_what_it_cannot_run_and_what_to_do():
 
 
 def test_flex_on_a_cpu_needs_a_compiler(monkeypatch):
-    monkeypatch.setattr(flex.shutil, "which", lambda name: None)
+    monkeypatch.setattr(flex_needs.shutil, "which", lambda name: None)
     assert "needs a C++ compiler; install g++" in flex.unsupported(torch.device("cpu"), FP32, 64, backward=False)
 
 

@@ -35,6 +35,7 @@ WAN_480P = (21, 30, 52)  # 81 frames at 480x832
 SMALL = (14, 32, 52)  # 23,296 tokens
 LONG = (40, 48, 80)  # 153,600 tokens
 HUGE = (16, 16, 3908)  # 1,000,448 tokens
+SMOKE = pytest.mark.smoke
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 NAMES = ("o", "dq", "dk", "dv")
 
@@ -172,7 +173,7 @@ def assert_operator_is_exact(grid, dtype, *, heads, head_dim=128, kv_density=0.1
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16])
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, pytest.param(128, marks=SMOKE)])
 def test_a_short_video_is_exact_at_sampled_blocks(head_dim, dtype):
     assert_operator_is_exact(SMALL, dtype, heads=12, head_dim=head_dim)
 
@@ -191,7 +192,7 @@ def test_the_specialised_forward_is_exact_at_sampled_blocks(grid, head_dim, dtyp
 
 
 @hopper
-@pytest.mark.parametrize("keep", [0.5, 1.0])
+@pytest.mark.parametrize("keep", [pytest.param(0.5, marks=SMOKE), 1.0])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_the_specialised_forward_agrees_with_the_other_on_ragged_grids(head_dim, keep):
     for seed, grid in enumerate([(9, 14, 17), (5, 30, 52), (21, 7, 9), (1, 64, 64)] * 4):
@@ -334,6 +335,7 @@ def test_two_runs_of_the_split_form_give_the_same_bits_at_real_size():
     assert_equal(first, second)
 
 
+@SMOKE
 def test_deterministic_algorithms_run_the_whole_operator_in_split_form(monkeypatch):
     inputs, attend = made_here(SMALL, BF16, heads=4), operator(SMALL)
     launch, forms = triton_gradients.launch_grad_kv, []
@@ -349,7 +351,7 @@ def test_deterministic_algorithms_run_the_whole_operator_in_split_form(monkeypat
     assert_equal(first, second)
 
 
-@pytest.mark.parametrize("grid", [SMALL, WAN_480P])
+@pytest.mark.parametrize("grid", [pytest.param(SMALL, marks=SMOKE), WAN_480P])
 def test_the_whole_operator_never_waits_for_the_device(grid):
     inputs, attend = made_here(grid, BF16, heads=4), operator(grid)
     attend(inputs)  # compiles, and brings the tables of the grid over
@@ -361,7 +363,7 @@ def test_the_whole_operator_never_waits_for_the_device(grid):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("grid", [SMALL, WAN_480P])
+@pytest.mark.parametrize("grid", [pytest.param(SMALL, marks=SMOKE), WAN_480P])
 def test_a_graph_of_the_whole_operator_gives_what_a_call_gives(grid):
     static, attend = made_here(grid, BF16, heads=4), operator(grid)
     stream = torch.cuda.Stream()
@@ -399,6 +401,7 @@ def test_the_operator_compiled_by_inductor_gives_the_same(grid):
     assert_equal(*found)
 
 
+@SMOKE
 def test_kernels_run_on_the_current_stream():
     grid = (8, 16, 16)
     inputs, plan = real_case(BF16, 64, grid=grid)

@@ -387,6 +387,7 @@ def test_wrong_inputs_are_named():
 
 
 @pytest.mark.gpu
+@pytest.mark.smoke
 def test_bf16_at_a_real_size_equals_the_twin_but_for_roundings():
     options = BsaOptions(grid=(16, 28, 52), kv_density=0.1)
     grid = BlockGrid(options.grid, BLOCK)

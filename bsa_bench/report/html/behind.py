@@ -157,6 +157,8 @@ def _identity(row: Row, line: RunLine) -> Facts:
     result, work, commit = row.result, row.result.work, line.environment.git_commit
     facts: dict[str, str | None] = {
         "Workload": workload_label(result.case),
+        "Input": result.input.description if result.input else None,
+        "Input file": (spec := result.case.workload.input).sha256 and f"SHA-256 {spec.sha256}",
         "Suite": result.case.suite,
         "Variant": result.case.variant,
         "Backend": result.backend,

@@ -11,6 +11,7 @@ from bsa_bench.report.table_model import NOTHING, Cell, Contest
 from bsa_bench.result import CHECKED_WITHIN, Status
 from bsa_bench.store.derive import DISTURBED_SHARE, SHORT_LEVEL, Latency, Ratio, Row
 from bsa_bench.store.latency import latency, over
+from bsa_bench.units import format_seconds
 
 UNVERIFIED = "unverified: never compared with an oracle"
 
@@ -42,7 +43,9 @@ def doubts(row: Row) -> tuple[str, ...]:
         found.append(UNVERIFIED)
     if row.is_disturbed:
         found.append(f"disturbed: others took more than {percent(DISTURBED_SHARE)} of the CPU time while it was timed")
-    if row.is_throttled:
+    if row.quota_wait_s:
+        found.append(f"held back: a CPU quota kept it from running for {format_seconds(row.quota_wait_s)}")
+    elif row.is_throttled:
         found.append("throttled: the device lowered its clocks while it was timed")
     if row.is_bimodal:
         found.append("bimodal: its processes fall into two groups")

@@ -5,7 +5,6 @@ The kept rows are packed to [B, H, Nq*K, D], so that a query block of the mask h
 
 from __future__ import annotations
 
-import shutil
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from bsa_kernels.block_engine import Passes
 from bsa_kernels.engines import gather
+from bsa_kernels.engines.flex_needs import cache_fault, compiler_off, cpp_fault
 from bsa_kernels.plan import BlockPlan
 
 # Past its limit of shapes, by default eight, torch.compile runs a function uncompiled with no more than a log line.
@@ -30,29 +30,43 @@ _DENSE_BLOCK = 128
 
 def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int, *, backward: bool) -> str | None:
     """Why FlexAttention cannot run this here, or None."""
+    if off := compiler_off():
+        return f"{off}, and FlexAttention uncompiled is another program; set it back, or use the engine gather."
     if dtype == torch.float64:
         return "FlexAttention does not take float64; use float32, float16 or bfloat16."
     if device.type == "cpu":
         if backward:
             return "FlexAttention has no backward on CPUs; run it on a GPU, or use the engine gather here."
-        if not (shutil.which("g++") or shutil.which("clang++")):
-            return "compiling FlexAttention for a CPU needs a C++ compiler; install g++."
+        if fault := cpp_fault():
+            return fault
     elif device.type != "cuda":
         return f"FlexAttention is compiled for cpu and cuda here, not for {device.type}; move the tensors."
     if device.type == "cuda" and head_dim < 16:
         return f"FlexAttention on a GPU needs a head size of at least 16, got {head_dim}; use the engine gather."
-    return None
+    return cache_fault()
 
 
 @lru_cache(maxsize=1)
 def compiled_flex_attention() -> Callable[..., Any]:
-    """FlexAttention compiled once for the process, static shapes. It raises where torch could not compile it."""
+    """FlexAttention compiled once for the process, static shapes.
+
+    It raises ValueError where torch.compile is switched off or runs the function as it is for any other reason: torch
+    would compute the whole matrix of scores, and not say so.
+    """
     from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        # True while it is traced, and no part of what is compiled: only an uncompiled call ever gets here.
+        if not torch.compiler.is_compiling():
+            raise ValueError("engine 'flex': torch.compile ran FlexAttention uncompiled; use the engine gather")
+        return flex_attention(*args, **kwargs)
+
+    compiled = torch.compile(traced, backend="inductor", dynamic=False, fullgraph=True)
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling() and (off := compiler_off()):
+            raise ValueError(f"engine 'flex': {off}, and FlexAttention uncompiled is another program")
         with config.patch(recompile_limit=_MAX_SHAPES, accumulated_recompile_limit=_MAX_SHAPES):
             return compiled(*args, **kwargs)
 
