@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,11 @@ def doctor(results: Path, *, as_json: bool) -> int:
         for kind, (dtype, head_dim) in shapes.items()
     }
     found = probe(questions, device=None, threads=None, must_be_ready=False)
-    checks = {"results folder": _writable(results), "sample clips": _sample_clips()}
+    checks = {
+        "results folder": _writable(results),
+        "sample clips": _sample_clips(),
+        "cache of compiled code": _cache(),
+    }
     usable = [name for name, reason in _forward(found).items() if reason is None]
     ok = {True, False} <= {is_dense(name) for name in usable}
     if as_json:
@@ -149,6 +154,20 @@ def _writable(results: Path) -> str | None:
     if not was_there:
         results.rmdir()
     return None
+
+
+def _cache() -> str | None:
+    """Why `static`, `gate` and `tune` cannot keep what they compile; makes no folder."""
+    from bsa_bench.static.compile import default_cache
+
+    try:
+        folder = default_cache()
+    except UsageError as error:
+        return str(error)
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    return f"{folder} cannot be written, as {there} cannot; set XDG_CACHE_HOME, or give --cache to those that take it"
 
 
 def _sample_clips() -> str | None:

@@ -41,7 +41,8 @@ def _not_finite(path: Path, name: str, dtype: DType, _state: object) -> str | No
     import numpy as np
 
     stored, kind, shape = _stored(path, name)
-    first, num_nan, num_infinite, num_overflowing = None, 0, 0, 0
+    first: tuple[int, float] | None = None
+    num_nan = num_infinite = num_overflowing = 0
     for start in range(0, stored.size, _CHUNK):
         values = _values(stored[start : start + _CHUNK], kind)
         magnitudes = np.abs(values)

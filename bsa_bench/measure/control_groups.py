@@ -35,8 +35,8 @@ class MemoryLimit:
         return max(self.limit_bytes - self.used_bytes, 0)
 
 
-def cpu_quota(root: Path = ROOT) -> float | Literal["unlimited"] | None:
-    """The cores' worth of time that the groups allow; None where the system tells nothing of groups."""
+def cpu_quota(root: Path = ROOT) -> float | str | None:
+    """The cores' worth of time that the groups allow, or "unlimited"; None where the system tells nothing of groups."""
     groups = list(_groups("cpu", root))
     if not groups:
         return None

@@ -66,9 +66,9 @@ class DeviceWatch:
     ) -> None:
         load = os.getloadavg()[0]
         others = _share_of_others(self._start, _cpu_seconds())
-        now_ns = throttled_ns()
-        known = now_ns is not None and self._throttled_ns is not None
-        quota = {QUOTA: max(now_ns - self._throttled_ns, 0)} if known else {}
+        before_ns, now_ns = self._throttled_ns, throttled_ns()
+        known = before_ns is not None and now_ns is not None
+        quota = {QUOTA: max((now_ns or 0) - (before_ns or 0), 0)} if known else {}
         if self._process is None or self._lines is None:
             reason = "clocks, power and temperature are read on GPUs only"
             self.state = DeviceState(

@@ -202,4 +202,18 @@ def _is_list(value: Any, key: str) -> bool:
 def _absolute(group: Group, folder: Path | None) -> Group:
     if folder is None or "path" not in group:
         return group
-    return {**group, "path": tuple(str((folder / Path(str(path)).expanduser()).absolute()) for path in group["path"])}
+    return {**group, "path": tuple(str((folder / at_home(str(path))).absolute()) for path in group["path"])}
+
+
+def at_home(path: str) -> Path:
+    """A path with the home folder in the place of `~`.
+
+    Raises:
+        SuiteError: there is no such home: HOME is not set and the account has none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise SuiteError(
+            f"path: {path!r}: `~` is no folder here, expected a home folder; write the whole path"
+        ) from None

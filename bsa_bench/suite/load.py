@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bsa_bench.errors import SuiteError
-from bsa_bench.suite.layers import Layer, make_layer, merge
+from bsa_bench.suite.layers import Layer, at_home, make_layer, merge
 from bsa_bench.suite.model import Suite, SuiteInfo, make_suite
 from bsa_bench.suite.schema import DeviceKind, Part, nulls, validate, vocabulary
 from bsa_bench.suite.suggest import did_you_mean, join_path
@@ -30,7 +30,7 @@ def load_suite(name_or_path: str, *, device_kind: DeviceKind) -> Suite:
         SuiteError: the name, the file or its content is wrong.
     """
     if name_or_path.endswith(".toml") or "/" in name_or_path or os.sep in name_or_path:
-        path = Path(name_or_path).expanduser()
+        path = at_home(name_or_path)
         return _make(_read(path), path.stem, device_kind, source=name_or_path, folder=path.parent)
     built_in = _built_in()
     if name_or_path not in built_in:

@@ -8,7 +8,7 @@ import report_factory as made
 from rich.console import Console
 from run_factory import Bench, case
 
-from bsa_bench.errors import InputError, UsageError
+from bsa_bench.errors import InputError, SuiteError, UsageError
 from bsa_bench.file_digest import file_digest
 from bsa_bench.inputs import check_input, find_sample_clip
 from bsa_bench.measure.process_start import ProcessStart, is_hashed
@@ -167,3 +167,10 @@ def test_what_a_clip_became_stands_in_results_reports_and_terminal(tmp_path, cap
         assert words in said
     shown = behind(derive([result])[0], read_run(run).run_lines[0], every=1)
     assert shown["sections"]["Identity"]["Input"] == "clip a`b.mp4: first 1 frames"
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/s.toml", "tilde.toml"])
+def test_a_home_that_is_not_there_is_named(tmp_path, name):
+    write(tmp_path / "tilde.toml", SUITE.replace("in.safetensors", "~nobody-of-that-name/x.safetensors").encode())
+    with pytest.raises(SuiteError, match=r"path: '~nobody-of-that-name/.*`~` is no folder here.*write the whole path"):
+        load_suite(name if name.startswith("~") else str(tmp_path / name), device_kind="cpu")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bsa_bench.cli.commands import _cache
 from bsa_bench.engines import torch_cache
 from bsa_bench.engines.blocks import FLEX, GATHER
 from bsa_bench.engines.torch_cache import set_up_torch_cache, torch_cache_fault
@@ -68,3 +69,17 @@ def test_static_without_a_temporary_folder_names_the_variable(monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", nowhere)
     with pytest.raises(StoreError, match=r"no temporary folder can be written \(No usable.*set TMPDIR to one"):
         compiling._Worker(Toolchain())
+
+
+def test_doctor_tells_of_a_cache_of_compiled_code_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not yet"))
+    assert _cache() is None
+    assert not (tmp_path / "not yet").exists()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert _cache().startswith(
+        f"{tmp_path}/file/bsa-bench/static cannot be written, as {tmp_path}/file cannot; set XDG"
+    )
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "file")
+    assert "cannot be written" in _cache()
