@@ -250,12 +250,13 @@ class Attention {
 
   void pack_keys(int64_t item) const {
     const int64_t head = item / p.num_kv_blocks, block = item % p.num_kv_blocks;
+    const HeadRows keys(p.k, p.heads, head, format_.bytes), values(p.v, p.heads, head, format_.bytes);
     const int32_t* rows = p.kv_rows + block * p.kv_block_size;
-    for (int64_t slot = 0; slot < p.kv_counts[block]; slot++) {
-      const int64_t to = slot_offset(head, block, slot);
-      read_row(p.k, head, rows[slot], packed_keys_.get() + to);
-      read_row(p.v, head, rows[slot], packed_values_.get() + to);
-    }
+    const int64_t first = slot_offset(head, block, 0), count = p.kv_counts[block];
+    for (int64_t slot = 0; slot < count; slot++)
+      format_.read(keys.row(rows[slot]), packed_keys_.get() + first + slot * p.head_dim, p.head_dim);
+    for (int64_t slot = 0; slot < count; slot++)
+      format_.read(values.row(rows[slot]), packed_values_.get() + first + slot * p.head_dim, p.head_dim);
   }
 
   // Where the packed row of a slot is.

@@ -119,8 +119,7 @@ class Selection {
   // What a thread works in.
   struct Scratch {
     explicit Scratch(const Selection& of)
-        : rows(of.p.q_block_size * of.width_),
-          row(of.width_),
+        : rows(std::max(of.p.q_block_size, of.p.kv_block_size) * of.width_),
           centre(of.width_),
           lengths(of.p.q_block_size),
           nearness(round_up(of.p.group_size, kLanes)),
@@ -130,11 +129,9 @@ class Selection {
           entries(of.p.q_block_size),
           keys(of.pools_ ? of.p.num_kv_blocks : 0),
           order(of.pools_ ? of.p.num_kv_blocks : 0) {
-      std::memset(rows.get(), 0, of.p.q_block_size * of.width_ * sizeof(T));
-      std::memset(row.get(), 0, of.width_ * sizeof(T));
+      std::memset(rows.get(), 0, std::max(of.p.q_block_size, of.p.kv_block_size) * of.width_ * sizeof(T));
     }
-    Buffer<T> rows;      // [Mq, width] of a query block, zeros past D
-    Buffer<T> row;       // [width]
+    Buffer<T> rows;      // [Mq or Mk, width] of a block, zeros past D
     Buffer<T> centre;    // [width]
     Buffer<T> lengths;   // [Mq]
     Buffer<T> nearness;  // [W] to the centre of the group
@@ -146,28 +143,26 @@ class Selection {
     std::vector<int32_t> order;    // [Nk]
   };
 
-  const void* place_of(const Tokens& tokens, int64_t head, int64_t row) const {
-    return static_cast<const char*>(tokens.data) + tokens.offset_of(p.heads, head, row) * format_.bytes;
-  }
-
-  // Asks for what the same thread will read next.
-  void prefetch(const Tokens& tokens, int64_t head, int64_t row) const {
-    if (row < 0) return;
-    const char* from = static_cast<const char*>(place_of(tokens, head, row));
-    for (int64_t byte = 0; byte < p.head_dim * format_.bytes; byte += 64) __builtin_prefetch(from + byte);
+  // Reads the rows of a block to `row_of(slot)`, and asks for those of the next, which the same thread reads then.
+  template <class RowOf>
+  void read_block(const Tokens& tokens, int64_t head, int64_t block, const int32_t* rows, const int32_t* counts,
+                  int64_t num_blocks, int64_t block_size, RowOf&& row_of) const {
+    const HeadRows from(tokens, p.heads, head, format_.bytes);
+    const int64_t num_next = block + 1 < num_blocks ? counts[block + 1] : 0;
+    rows += block * block_size;
+    for (int64_t slot = 0; slot < counts[block]; slot++) {
+      if (slot < num_next) from.prefetch(rows[block_size + slot], p.head_dim * format_.bytes);
+      format_.read(from.row(rows[slot]), row_of(slot), p.head_dim);
+    }
   }
 
   void choose_queries(int64_t item, Scratch& own) const {
     const int64_t head = item / p.num_q_blocks, block = item % p.num_q_blocks;
     const int64_t count = p.q_counts[block];
-    const int32_t* rows = p.q_rows + block * p.q_block_size;
     int32_t* entries = own.entries.data();
     if (pools_ || !p.keeps_queries) {
-      const int32_t* next = block + 1 < p.num_q_blocks ? rows + p.q_block_size : nullptr;
-      for (int64_t slot = 0; slot < count; slot++) {
-        if (next) prefetch(p.q, head, next[slot]);
-        format_.read(place_of(p.q, head, rows[slot]), own.rows.get() + slot * width_, p.head_dim);
-      }
+      read_block(p.q, head, block, p.q_rows, p.q_counts, p.num_q_blocks, p.q_block_size,
+                 [&](int64_t slot) { return own.rows.get() + slot * width_; });
     }
     const int64_t kind = p.kinds[block];
     if (p.keeps_queries) {
@@ -303,15 +298,11 @@ class Selection {
   void pool_keys(int64_t item, Scratch& own) const {
     const int64_t head = item / p.num_kv_blocks, block = item % p.num_kv_blocks;
     const int64_t count = p.kv_counts[block];
-    const int32_t* rows = p.kv_rows + block * p.kv_block_size;
-    const int32_t* next = block + 1 < p.num_kv_blocks ? rows + p.kv_block_size : nullptr;
+    read_block(p.k, head, block, p.kv_rows, p.kv_counts, p.num_kv_blocks, p.kv_block_size,
+               [&](int64_t slot) { return own.rows.get() + slot * width_; });
     T* pooled = pooled_k_.get() + item * width_;
     std::memset(pooled, 0, width_ * sizeof(T));
-    for (int64_t slot = 0; slot < count; slot++) {
-      if (next) prefetch(p.k, head, next[slot]);
-      format_.read(place_of(p.k, head, rows[slot]), own.row.get(), p.head_dim);
-      add_to(pooled, own.row.get(), width_);
-    }
+    for (int64_t slot = 0; slot < count; slot++) add_to(pooled, own.rows.get() + slot * width_, width_);
     for (int64_t d = 0; d < width_; d++) pooled[d] /= static_cast<T>(count);
     lengths_.get()[item] = std::sqrt(dot(pooled, pooled, width_));
   }

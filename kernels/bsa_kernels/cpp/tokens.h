@@ -28,6 +28,24 @@ struct Tokens {
   }
 };
 
+// The tokens of one head: `row(i)` is where a row begins, without the divisions of `Tokens::offset_of`.
+class HeadRows {
+ public:
+  HeadRows(const Tokens& tokens, int64_t heads, int64_t head, int64_t bytes)
+      : first_(static_cast<const char*>(tokens.data) + tokens.offset_of(heads, head, 0) * bytes),
+        stride_(tokens.token_stride * bytes) {}
+  const char* row(int64_t i) const { return first_ + i * stride_; }
+
+  // Asks for a row of so many bytes, which is read soon.
+  void prefetch(int64_t i, int64_t bytes) const {
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row(i) + byte);
+  }
+
+ private:
+  const char* first_;
+  int64_t stride_;
+};
+
 inline int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 inline int64_t divide_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
