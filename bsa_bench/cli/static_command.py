@@ -29,6 +29,8 @@ from bsa_bench.static.tables import markdown, print_tables
 from bsa_bench.static.toolchain import triton_toolchain
 from bsa_bench.suite.suggest import did_you_mean
 
+_MOST_CAUSES = 3
+"""Different reasons why nothing compiles that an error tells: one for each architecture."""
 _WIDTH = 200
 """Columns of a table that goes to a file or a pipe."""
 
@@ -172,11 +174,25 @@ def _exit_code(analyses: Sequence[Analysis | Failure]) -> int:
     """Where nothing compiled at all, the request itself was wrong."""
     failures = [each for each in analyses if isinstance(each, Failure)]
     if failures and len(failures) == len(analyses):
-        first, more = failures[0], len(failures) - 1
-        log = f"\n{first.log}" if first.log else ""
-        others = f"\nand {more} more that do not compile; --json lists them" if more else ""
-        raise UsageError(f"{first.config.name}, {first.arch}: {first.message}{log}{others}")
+        raise UsageError(_all_failed(failures))
     return EXIT_SOME_FAILED if failures else EXIT_OK
+
+
+def _all_failed(failures: Sequence[Failure]) -> str:
+    """Each different cause once, with what it stopped first, and its log; the rest is a count."""
+    causes: dict[str, list[Failure]] = {}
+    for failure in failures:
+        causes.setdefault(failure.message, []).append(failure)
+    texts, num_named = [], 0
+    for message, group in list(causes.items())[:_MOST_CAUSES]:
+        same = [each for each in group if each.config.name == group[0].config.name]
+        archs = ", ".join(each.arch for each in same)
+        log = f"\n{group[0].log}" if group[0].log else ""
+        texts.append(f"{group[0].config.name}, {archs}: {message}{log}")
+        num_named += len(same)
+    if more := len(failures) - num_named:
+        texts.append(f"and {more} more that do not compile; --json lists them")
+    return "\n".join(texts)
 
 
 def _print_changes(changes: Sequence[Change], base: str, head: str) -> None:

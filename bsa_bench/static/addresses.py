@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Callable
 
-from bsa_bench.static.mlir import Module, Operation, Value, split
+from bsa_bench.static.mlir import Module, Operation, Value
+from bsa_bench.static.mlir_names import split
 
 Index = tuple[int, ...]
 # An unknown number: what it is, which of many (a loaded index has one an element), and what it is a multiple of.
@@ -105,11 +106,32 @@ class Addresses:
                 raise UnknownAddressError(f"{value.name} comes from a block that is not followed")
             return self._symbol(value, (), value.divisibility)
         try:
-            return self._result(owner, value, index)
+            found = self._result(owner, value, index)
         except UnknownAddressError:
-            if index:
+            if not index:
+                # A single number is the same for all lanes, whatever it is.
+                return self._symbol(value, (), math.lcm(*owner.hint("tt.divisibility")))
+            if (promised := self._promised(owner, value, index)) is None:
                 raise
-            return self._symbol(value, (), 1)  # a single number is the same for all lanes, whatever it is
+            return promised
+        if not index:
+            divisibility = math.lcm(*owner.hint("tt.divisibility"))
+            return found if alignment(found) % divisibility == 0 else self._symbol(value, (), divisibility)
+        if any(symbol[0] is value for product in found for symbol in product):  # an element that nothing is known of
+            return self._promised(owner, value, index) or found
+        return found
+
+    def _promised(self, owner: Operation, value: Value, index: Index) -> Sum | None:
+        """An element of a tensor whose source promises runs of numbers that follow each other (`tl.max_contiguous`)."""
+        runs = owner.hint("tt.contiguity")
+        divisibility = owner.hint("tt.divisibility") or (1,) * len(index)
+        if len(runs) != len(index) or len(divisibility) != len(index) or max(runs, default=1) == 1:
+            return None
+        axis = runs.index(max(runs))
+        start = tuple(i - i % runs[axis] if dim == axis else i for dim, i in enumerate(index))
+        size = self.module.type_of(split(owner.types)[0]).bits // 8 if owner.name == "tt.addptr" else 1
+        run = _number((index[axis] - start[axis]) * size)
+        return _plus(self._symbol(value, start, divisibility[axis]), run)
 
     def _symbol(self, value: Value, index: Index, divisibility: int) -> Sum:
         return {((value, index, divisibility),): 1}

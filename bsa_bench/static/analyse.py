@@ -84,6 +84,7 @@ def _ceiling(reading: Reading, device: Device) -> Ceiling:
         flop_per_trip=reading.flop_per_trip,
         half_rate_flop=reading.half_rate_flop,
         traffic=reading.traffic,
+        optional_traffic=reading.optional_traffic,
         num_warps=reading.crew.all_warps,
         depth=reading.depth,
         arch=ARCHITECTURES[reading.compiled.arch],

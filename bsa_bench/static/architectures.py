@@ -10,7 +10,7 @@ from typing import Literal
 from bsa_bench.static.classify import LANES, TensorClass
 from bsa_bench.static.config import ArchName
 
-TypeClass = Literal["16-bit", "8-bit", "tf32", "64-bit"]
+TypeClass = Literal["16-bit", "8-bit", "4-bit", "tf32", "64-bit"]
 SUB_PARTITIONS = 4
 """An SM has four, each with a quarter of the registers; a warp lives in one."""
 
@@ -138,7 +138,8 @@ ARCHITECTURES: Mapping[ArchName, Architecture] = MappingProxyType(
             shared_kib=228,
             fp32=128,
             shared_rate=Figure(128, f"{_FA4}: as on Hopper"),
-            tensor=_tensor("tcgen05", 8192, f"{_FA4}: 8,192 FLOP a clock and SM, bf16"),
+            tensor=_tensor("tcgen05", 8192, f"{_FA4}: 8,192 FLOP a clock and SM, bf16")
+            | {("tcgen05", "4-bit"): Figure(4 * 8192, "NVIDIA HGX B200 datasheet: fp4 runs twice as fast as fp8")},
             tensor_memory_columns=512,
             half_rate_below_rows=128,
         ),

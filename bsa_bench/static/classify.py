@@ -100,7 +100,8 @@ class TensorOp:
     """One tensor-core instruction.
 
     `m`, `n`, `k` are what it computes: for `mma.sync` by a warp, for `wgmma` by a warpgroup of four warps, for
-    `tcgen05` by the CTA, whose m and n are in no opcode (0 here). `a_source` is where its first operand comes from.
+    `tcgen05` by the CTA, whose m, n and types are in no opcode (0 and empty here). `a_source` is where the first
+    operand comes from.
     """
 
     tensor_class: TensorClass
@@ -166,6 +167,7 @@ def pipe_of(each: Instruction) -> Pipe:
     return "other"
 
 
+_DEPTHS = {"UTCHMMA": 16, "UTCQMMA": 32, "UTCIMMA": 32, "UTCOMMA": 64}
 _SHAPES = {"16816": (16, 8, 16), "1688": (16, 8, 8), "16832": (16, 8, 32), "884": (8, 8, 4), "1684": (16, 8, 4)}
 _MMA = re.compile(r"^[A-Z]+MMA\.(?:SP\.)?(\d+)(?:x(\d+)x(\d+))?(?:\.([\w.]+))?$")
 
@@ -178,8 +180,8 @@ def tensor_op_of(each: Instruction) -> TensorOp:
     """
     tensor_class = _TENSOR[each.name]
     if tensor_class == "tcgen05":
-        # kind::f16 multiplies 16 numbers deep, one byte wide ones 32.
-        deep = 16 if each.name == "UTCHMMA" else 32
+        # kind::f16 multiplies 16 numbers deep, one byte wide ones 32, fp4 on both sides 64.
+        deep = _DEPTHS[each.name]
         source = "tensor memory" if each.operands.startswith("tmem") else "shared"
         return TensorOp("tcgen05", 0, 0, deep, "", source)  # type: ignore[arg-type]
     found = _MMA.match(each.opcode)

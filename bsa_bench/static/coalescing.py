@@ -11,17 +11,23 @@ from __future__ import annotations
 import ast
 import math
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from bsa_bench.static.addresses import Addresses, Index, UnknownAddressError, alignment
-from bsa_bench.static.mlir import Module, Operation, Type, Value, split
+from bsa_bench.static.conditions import mask_of
+from bsa_bench.static.mlir import Module, Operation, Type
+from bsa_bench.static.mlir_names import split
 from bsa_bench.static.sass import SourceLine
 
 SECTOR_BYTES = 32
 VECTOR_BYTES = 16
 
 Bases = list[Index]
+AccessKind = Literal["load", "store", "cp.async"]
+AccessKey = tuple[AccessKind, tuple[SourceLine, ...]]
+"""What the machine code is asked for: a kind of access and the lines it comes from, the innermost call first."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Coalescing:
     """
 
     line: SourceLine | None
-    kind: Literal["load", "store", "cp.async"]
+    kind: AccessKind
     element_bytes: int
     vector_bytes: int | None
     sectors: int | None
@@ -43,7 +49,7 @@ class Coalescing:
     loop: int | None = None
 
 
-_KINDS: dict[str, Literal["load", "store", "cp.async"]] = {
+_KINDS: dict[str, AccessKind] = {
     "tt.load": "load",
     "tt.store": "store",
     "ttg.async_copy_global_to_local": "cp.async",
@@ -53,12 +59,16 @@ _KINDS: dict[str, Literal["load", "store", "cp.async"]] = {
 _ANY = -1
 
 
-def read_coalescing(text: str, *, loop: int | None = _ANY) -> list[Coalescing]:
+def read_coalescing(
+    text: str, *, loop: int | None = _ANY, widths: Mapping[AccessKey, Collection[int]] | None = None
+) -> list[Coalescing]:
     """Judge each plain load, store and cp.async of a tensor in the last TTGIR stage, in the order of the text.
 
     Args:
         text: the stage.
         loop: judge only what stands in this loop (None: in none); by default everything.
+        widths: bytes a lane that the machine code moves; it knows what the source promises of addresses and what the
+            text here no longer says, so no access is narrower than the narrowest of its kind and lines.
 
     Raises:
         ValueError: the text is no whole TTGIR module.
@@ -70,24 +80,33 @@ def read_coalescing(text: str, *, loop: int | None = _ANY) -> list[Coalescing]:
         if operation.name in _KINDS and loop in {_ANY, operation.loop}:
             pointers = module.type_of(split(operation.types, "->")[0])
             if pointers.kind == "tensor":
-                found.append(_judge(addresses, operation, pointers))
+                least = min((widths or {}).get((_KINDS[operation.name], operation.source), ()), default=1)
+                found.append(_judge(addresses, operation, pointers, least))
     return found
 
 
-def _judge(addresses: Addresses, operation: Operation, pointers: Type) -> Coalescing:
+def _judge(addresses: Addresses, operation: Operation, pointers: Type, least_bytes: int) -> Coalescing:
     kind, element = _KINDS[operation.name], pointers.bits // 8
     line = operation.source[0] if operation.source else None
     try:
         registers, lanes = _bases(pointers.layout, pointers.shape)
+        pointer = operation.operands[0]
         width = _vector(addresses, operation, element, registers, lanes, pointers.shape)
-        vectors = [[_at(registers, r, lanes, lane, pointers.shape) for r in range(width)] for lane in range(32)]
-        touched = {addresses.pair(operation.operands[0], index) for vector in vectors for index in vector}
+        promised = _promised(operation, least_bytes, element, registers)
+        if width < promised:  # each lane's vector begins in one sector, and ends there: it is aligned
+            width = promised
+            starts = {addresses.pair(pointer, _at([], 0, lanes, lane, pointers.shape)) for lane in range(32)}
+            touched, num_elements = starts, len(starts) * width
+        else:
+            vectors = [[_at(registers, r, lanes, lane, pointers.shape) for r in range(width)] for lane in range(32)]
+            touched = {addresses.pair(pointer, index) for vector in vectors for index in vector}
+            num_elements = len(touched)
     except UnknownAddressError as error:
         return Coalescing(line, kind, element, None, None, None, "unknown", str(error), operation.loop)
     sectors = len({(far, near // SECTOR_BYTES) for far, near in touched})
-    ideal = -(-len(touched) * element // SECTOR_BYTES)
+    ideal = -(-num_elements * element // SECTOR_BYTES)
     fits = sectors <= ideal
-    reason = f"a warp's request of {len(touched)} x {element} B touches {sectors} sectors, {ideal} would do"
+    reason = f"a warp's request of {num_elements} x {element} B touches {sectors} sectors, {ideal} would do"
     verdict: Literal["coalesced", "uncoalesced"] = "coalesced" if fits else "uncoalesced"
     return Coalescing(line, kind, element, width * element, sectors, ideal, verdict, reason, operation.loop)
 
@@ -96,7 +115,7 @@ def _vector(
     addresses: Addresses, operation: Operation, element: int, registers: Bases, lanes: Bases, shape: Index
 ) -> int:
     """Elements that a thread moves at once: neighbours in registers and in memory, aligned, under one mask."""
-    pointer, mask = operation.operands[0], _mask_of(operation)
+    pointer, mask = operation.operands[0], mask_of(operation)
     width = min(1 << len(registers), VECTOR_BYTES // element)
     for lane in range(32):
         indices = [_at(registers, r, lanes, lane, shape) for r in range(width)]
@@ -110,12 +129,11 @@ def _vector(
     return width
 
 
-def _mask_of(operation: Operation) -> Value | None:
-    operands, text = operation.operands, operation.text.partition("{")[0]
-    if operation.name == "ttg.async_copy_global_to_local":
-        return operands[2] if " mask " in text else None
-    at = 1 if operation.name == "tt.load" else 2
-    return operands[at] if len(operands) > at else None
+def _promised(operation: Operation, least_bytes: int, element: int, registers: Bases) -> int:
+    """Elements that a thread moves at once as the compiler or the machine code says, which know the source's hints."""
+    stated = re.search(r"\bcontiguity = (\d+) : i32", operation.text)
+    width = max(int(stated[1]) if stated else 1, least_bytes // element, 1)
+    return min(width, 1 << len(registers), max(VECTOR_BYTES // element, 1))
 
 
 def _bases(layout: str, shape: Index) -> tuple[Bases, Bases]:

@@ -13,6 +13,8 @@ _SHORT_NAMES = {
     "exp and other special functions": "exp",
     "additions to memory": "additions",
     "integer and logic": "integer",
+    "integer multiply-adds": "multiply-adds",
+    "comparisons, minimum and maximum": "comparisons",
 }
 
 
@@ -99,7 +101,10 @@ def _buffers(row: Row) -> str:
 
 def _instructions(row: Row) -> str:
     main = _main(row)
-    return "-" if main is None else str(main["num_instructions"])
+    if main is None:
+        return "-"
+    always = main["num_instructions"] - main["num_optional"]
+    return f"{always} + {main['num_optional']}" if main["num_optional"] else str(always)
 
 
 COLUMNS = (

@@ -24,6 +24,7 @@ from bsa_bench.child_process import PACKAGE, child_environment
 from bsa_bench.errors import StoreError, UsageError
 from bsa_bench.measure.cpu_settings import usable_threads
 from bsa_bench.static.config import ArchName, KernelConfig
+from bsa_bench.static.removed import remedy_for
 
 LIMIT_S = 300.0
 """How long one compilation may take."""
@@ -111,6 +112,11 @@ class Compiled:
     def ttgir(self) -> str:
         """Triton's last representation with loops and tensors."""
         return self._read("kernel.ttgir")
+
+    @cached_property
+    def ttir(self) -> str:
+        """Triton's first representation, where loops have all that the source asks of them; empty for Gluon."""
+        return self._read("kernel.ttir")
 
     @cached_property
     def ptx(self) -> str:
@@ -227,6 +233,8 @@ def compile_all(
 
 
 def _compile_one(worker: _Worker, config: KernelConfig, arch: ArchName, settings: Settings) -> Compiled | Failure:
+    if failure := worker.failed_import(config):
+        return _failure(config, arch, {**failure, "kind": "no kernel"})
     request = {
         "action": "compile",
         "config": {**config.model_dump(mode="json"), "aligned": list(config.aligned)},
@@ -238,12 +246,21 @@ def _compile_one(worker: _Worker, config: KernelConfig, arch: ArchName, settings
     }
     answer = worker.ask(request)
     if error := answer.get("error"):
+        if error["kind"] == "import":
+            worker.note_failed_import(config, error)
+            error = {**error, "kind": "no kernel"}
         if error["kind"] == "cache":
             raise StoreError(error["message"])
-        return Failure(config, arch, error["kind"], error["message"], error["log"])
+        return _failure(config, arch, error)
     folder = Path(answer["folder"])
     record = Record(**json.loads((folder / "record.json").read_text(encoding="utf-8")))
     return Compiled(config, arch, record, folder, answer["cached"])
+
+
+def _failure(config: KernelConfig, arch: ArchName, error: dict[str, Any]) -> Failure:
+    remedy = remedy_for(error["message"])
+    message = "\n".join(filter(None, (error["message"], remedy)))
+    return Failure(config, arch, error["kind"], message, error["log"])
 
 
 class Workers:
@@ -251,6 +268,7 @@ class Workers:
 
     def __init__(self, toolchain: Toolchain) -> None:
         self.toolchain = toolchain
+        self._failed_imports: dict[str, dict[str, str]] = {}
         self._stack = contextlib.ExitStack()
         self._workers: list[_Worker] = []
 
@@ -266,7 +284,7 @@ class Workers:
         """The first workers; those that were not there yet, or were killed, start when they are first asked."""
         self._workers = [worker for worker in self._workers if not worker.is_over]
         while len(self._workers) < number:
-            self._workers.append(self._stack.enter_context(_Worker(self.toolchain)))
+            self._workers.append(self._stack.enter_context(_Worker(self.toolchain, self._failed_imports)))
         return self._workers[:number]
 
 
@@ -282,10 +300,15 @@ def _borrowed(workers: Workers | None, toolchain: Toolchain) -> Iterator[Workers
 
 
 class _Worker:
-    """One worker process, started when first asked and again after a crash."""
+    """One worker process, started when first asked and again after a crash or an import that failed.
 
-    def __init__(self, toolchain: Toolchain) -> None:
+    `failed_imports` are the errors of kernels' modules and files, shared by all workers of a toolchain: a process in
+    which an import failed keeps what was loaded on the way, with which a second try may succeed.
+    """
+
+    def __init__(self, toolchain: Toolchain, failed_imports: dict[str, dict[str, str]]) -> None:
         self._toolchain = toolchain
+        self._failed_imports = failed_imports
         self._process: subprocess.Popen[str] | None = None
         try:
             self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
@@ -344,6 +367,18 @@ class _Worker:
         if is_late.is_set():
             kind, message = "time limit", f"the compiler took more than {LIMIT_S:.0f} s"
         return {"error": {"kind": kind, "message": message, "log": self._tail(log_start)}}
+
+    def failed_import(self, config: KernelConfig) -> dict[str, str] | None:
+        """The error of an earlier import of the kernel's module or file."""
+        return self._failed_imports.get(config.kernel.rpartition(":")[0])
+
+    def note_failed_import(self, config: KernelConfig, error: dict[str, str]) -> None:
+        """Keep an error as the answer to all that import the same, and end the process, in which it half happened."""
+        self._failed_imports.setdefault(config.kernel.rpartition(":")[0], error)
+        if self._process is not None:
+            _end(self._process)
+            self._process.wait()
+            self._process = None
 
     def _start(self) -> None:
         assert not self.is_over

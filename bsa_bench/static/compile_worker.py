@@ -33,16 +33,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 """Part of each cache key: raise it when the content of an entry changes."""
-FILES = ("kernel.sass", "kernel.ttgir", "kernel.ptx", "record.json")
+FILES = ("kernel.sass", "kernel.ttgir", "kernel.ttir", "kernel.ptx", "record.json")
 _SCALAR = r"(?:i1|i8|i16|i32|i64|u8|u16|u32|u64|fp8e4nv|fp8e5|fp8e4b15|fp8e4b8|fp8e5b16|fp16|bf16|fp32|fp64)"
 _TYPE = re.compile(rf"\*?k?{_SCALAR}|tensordesc<{_SCALAR}\[[\d, ]+\].*>")
 _LOG_BYTES = 4000
 
 
 class RequestError(Exception):
-    """What was asked for cannot be compiled as asked; `kind` is `no kernel`, `signature` or `cache`."""
+    """What was asked for cannot be compiled as asked; `kind` is `no kernel`, `import`, `signature` or `cache`.
+
+    After an import that failed the process is no longer as new: its parent ends it.
+    """
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -157,7 +160,7 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
         "source": function.cache_key,
         "file": _shortened(function.fn.__code__.co_filename),
         "signature": signature,
-        "constants": {name: str(value) for name, value in constants.items()},
+        "constants": {name: _constant_identity(value) for name, value in constants.items()},
         "aligned": aligned,
         "options": options,
         "capability": capability,
@@ -222,8 +225,9 @@ def _module(place: str) -> ModuleType:
     if not place.endswith(".py"):
         try:
             return importlib.import_module(place)
-        except ImportError as error:
-            raise RequestError("no kernel", f"module {place!r} cannot be imported: {error}") from error
+        except Exception as error:
+            words = str(error) if isinstance(error, ImportError) else _words(error)
+            raise RequestError("import", f"module {place!r} cannot be imported: {words}") from error
     path = Path(place).resolve()
     if not path.is_file():
         raise RequestError("no kernel", f"file {place!r} is not there")
@@ -241,7 +245,7 @@ def _module(place: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise RequestError("no kernel", f"file {place!r} cannot be imported: {_words(error)}") from error
+        raise RequestError("import", f"file {place!r} cannot be imported: {_words(error)}") from error
     return module
 
 
@@ -285,7 +289,16 @@ def _constant(value: Any) -> Any:
         if found is None:
             raise RequestError("signature", f"constexprs: triton.language has no {value.removeprefix('tl.')!r}")
         return found
+    if isinstance(value, str) and re.fullmatch(r".+\.py:[A-Za-z_]\w*", value):
+        return _function(value)
     return value
+
+
+def _constant_identity(value: Any) -> str:
+    """What tells one constant from another; of a jitted function its source, and that of all that it calls."""
+    from triton.runtime import JITFunction
+
+    return f"{value.__name__} {value.cache_key}" if isinstance(value, JITFunction) else str(value)
 
 
 def _build(
@@ -336,10 +349,15 @@ def _build(
     }
     shorten = functools.cache(_shortened)  # a few files, named by every line
     listing = re.sub(r'(?:(?<=File ")|(?<=inlined at "))[^"]+', lambda found: shorten(found[0]), listing)
-    ttgir = re.sub(r'(?<=loc\(")/[^"]+(?=")', lambda found: shorten(found[0]), compiled.asm["ttgir"])
+    # Gluon begins at TTGIR.
+    stages = {name: compiled.asm.get(name, "") for name in ("ttgir", "ttir")}
+    texts = {
+        f"kernel.{name}": re.sub(r'(?<=loc\(")/[^"]+(?=")', lambda found: shorten(found[0]), text)
+        for name, text in stages.items()
+    }
     return {
         "kernel.sass": listing,
-        "kernel.ttgir": ttgir,
+        **texts,
         "kernel.ptx": compiled.asm["ptx"],
         "record.json": json.dumps(record),
     }

@@ -52,7 +52,8 @@ class KernelConfig(_Model):
         name: what it is called in tables and on the command line.
         kernel: `module:function`, or `path.py:function`.
         signature: type of each argument that is no constant, as Triton writes it: `*bf16`, `i32`, `fp32`.
-        constexprs: value of each constant; a text `tl.X` stands for that attribute of `triton.language`.
+        constexprs: value of each constant; a text `tl.X` stands for that attribute of `triton.language`,
+            `path.py:function` for that function, jitted as the kernel is.
         num_warps, num_stages, num_ctas, maxnreg: the compiler's options.
         divisible_by_16: arguments that are known to be multiples of 16 (pointers: 16 bytes); by default all pointers.
         work: the launch that predictions are made for; without it memory traffic beyond L2 is not judged.
@@ -95,6 +96,7 @@ class _File(_Entry):
     config: list[_Entry] = []
 
 
+_FUNCTION = re.compile(r".+\.py:[A-Za-z_]\w*")
 _OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 
 
@@ -151,16 +153,25 @@ def _merged(
     kernel = entry.kernel or default_kernel
     if kernel is not None and kernel.rpartition(":")[0].endswith(".py") and kernel == (entry.kernel or file.kernel):
         # A path in a file is seen from the folder of that file.
-        kernel = str((base / kernel.rpartition(":")[0]).resolve()) + ":" + kernel.rpartition(":")[2]
+        kernel = _seen_from(base, kernel)
     aligned = entry.divisible_by_16 if entry.divisible_by_16 is not None else file.divisible_by_16
     return {
         "kernel": kernel,
         "signature": file.signature | entry.signature,
-        "constexprs": file.constexprs | entry.constexprs | constants,
+        "constexprs": {
+            key: _seen_from(base, value) if isinstance(value, str) and _FUNCTION.fullmatch(value) else value
+            for key, value in (file.constexprs | entry.constexprs | constants).items()
+        },
         "divisible_by_16": aligned,
         "work": entry.work or file.work,
         **options,
     }
+
+
+def _seen_from(base: Path, function: str) -> str:
+    """`path.py:function` with the path made absolute."""
+    path, _, name = function.rpartition(":")
+    return f"{(base / path).resolve()}:{name}"
 
 
 def _name_of(

@@ -74,8 +74,9 @@ def _configuration(analysis: Analysis, figures: Figures) -> dict[str, Any]:
         "main_loop": reading.main.loop if reading.main else None,
         "flop_per_trip": reading.flop_per_trip,
         "traffic": asdict(reading.traffic),
+        "optional_traffic": asdict(reading.optional_traffic),
         "pipeline": {
-            "num_stages": config.num_stages,
+            "num_stages": reading.num_stages,
             "wanted_depth": reading.wanted_depth,
             "depth": reading.depth,
             "buffers": [
@@ -119,6 +120,7 @@ def _region(region: Region, reading: Reading) -> dict[str, Any]:
         "address": region.address,
         "num_instructions": region.num_instructions,
         "num_conditional": region.num_conditional,
+        "num_optional": sum(each.num_optional for each in region.lines),
         "mix": dict(region.mix),
         "pipes": dict(region.pipes),
         "spill_loads": region.count("spill load"),

@@ -76,7 +76,7 @@ def explain(analysis: Analysis, console: Console, *, roots: Sequence[Path] = (),
         _print_resources(ceiling, console)
     if analysis.no_ceiling:
         console.print(f"no ceiling: {analysis.no_ceiling}", markup=False, highlight=False)
-    limit = analysis.ceilings[0].limited_by if analysis.ceilings else None
+    limit = analysis.ceilings[0].resources[0].name if analysis.ceilings else None
     own_folder = Path(reading.compiled.config.kernel.rpartition(":")[0]).parent
     source = _Source([*roots, own_folder])
     lines = itertools.chain(
@@ -96,10 +96,15 @@ def _print_resources(ceiling: Ceiling, console: Console) -> None:
     table.add_column("resource")
     table.add_column("clocks\na trip", justify="right")
     table.add_column("of the\nslowest", justify="right")
+    has_branches = any(round(resource.optional_clocks) for resource in ceiling.resources)
+    if has_branches:
+        table.add_column("more with\nall branches", justify="right")
     table.add_column("for")
     for resource in ceiling.resources:
         share = resource.clocks / ceiling.overlapped_clocks
-        table.add_row(resource.name, f"{resource.clocks:.0f}", f"{share:.0%}", resource.detail)
+        more = [f"{resource.optional_clocks:.0f}" if round(resource.optional_clocks) else ""] if has_branches else []
+        name = f"{resource.name} ({resource.filled_by})" if resource.filled_by else resource.name
+        table.add_row(name, f"{resource.clocks:.0f}", f"{share:.0%}", *more, resource.detail)
     console.print(table, "")
 
 
@@ -108,9 +113,11 @@ def _by_line(main: Region, limit: str | None, source: _Source, *, width: int) ->
     shown = {name: kinds for name, kinds in _COLUMNS.items() if any(main.count(kind) for kind in kinds)}
     uses = _USERS[limit] if limit else (lambda _: False)
     users = {own_line(each.source) for each in main.instructions if uses(each)}
-    table = [["  line", "all", *shown]]
+    branches = ["branch"] if any(each.num_optional for each in main.lines) else []
+    table = [["  line", "all", *branches, *shown]]
     for each in main.lines:
-        counts = [sum(each.mix.get(kind, 0) for kind in kinds) for kinds in shown.values()]
+        counts = [each.num_optional for _ in branches]
+        counts += [sum(each.mix.get(kind, 0) for kind in kinds) for kinds in shown.values()]
         place = str(each.line.line) if each.line else "?"
         mark = "*" if each.line in users else " "
         table.append([f"{mark}{place:>5}", str(each.count), *(str(count or "") for count in counts)])
@@ -122,7 +129,8 @@ def _by_line(main: Region, limit: str | None, source: _Source, *, width: int) ->
         (" " * gap).join([*(c.rjust(w) for c, w in zip(cells, widths, strict=True)), _cut(text, room)]).rstrip()
         for cells, text in zip(table, texts, strict=True)
     ]
-    yield f"main loop, one trip of a warp{f'; * uses {limit}' if limit else ''}"
+    about = "; branch: not in each trip" if branches else ""
+    yield f"main loop, one trip of a warp{f'; * uses {limit}' if limit else ''}{about}"
     yield rows[0]
     yield "─" * max(map(len, rows))
     # Lines of one file stand together, so that its name needs no column.

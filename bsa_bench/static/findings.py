@@ -60,18 +60,18 @@ def _pipeline(reading: Reading) -> Iterator[str]:
     if reading.main is None or wanted < 2:
         return
     if not reading.tile_buffers:
-        yield (
-            f"num_stages = {reading.compiled.config.num_stages}, but no tile of the main loop is loaded ahead into "
-            "shared memory"
-        )
+        yield (f"num_stages = {reading.num_stages}, but no tile of the main loop is loaded ahead into shared memory")
         return
-    short = [buffer for buffer in reading.tile_buffers if buffer.depth < wanted]
+    short = [buffer for buffer in reading.tile_buffers if buffer.depth < reading.buffers_asked_of(buffer)]
     if short:
-        depths = ", ".join(f"{buffer.name} {buffer.depth}" for buffer in short)
-        yield (
-            f"fewer buffers than num_stages = {reading.compiled.config.num_stages} asks for: {depths} instead of "
-            f"{wanted}; an index that is loaded inside the loop does this, carry the next one as a loop variable"
+        depths = ", ".join(dict.fromkeys(f"{buffer.name} {buffer.depth}" for buffer in short))
+        wants = ", ".join(dict.fromkeys(str(reading.buffers_asked_of(buffer)) for buffer in short))
+        hint = (
+            "; an index that is loaded inside the loop does this, carry the next one as a loop variable"
+            if any(buffer.waits_for_load for buffer in short)
+            else ""
         )
+        yield f"fewer buffers than num_stages = {reading.num_stages} asks for: {depths} instead of {wants}{hint}"
 
 
 def _loads(reading: Reading) -> Iterator[str]:
@@ -83,7 +83,8 @@ def _loads(reading: Reading) -> Iterator[str]:
                 f"{access.sectors} sectors of 32 bytes a warp where {access.ideal_sectors} would do"
             )
     plain = [access for access in reading.accesses if access.kind == "plain" and access.direction == "load"]
-    tiles = [access for access in plain if len(access.shape) > 1]
+    # What stands on a branch is not loaded ahead, nor need it be.
+    tiles = [access for access in plain if len(access.shape) > 1 and reading.is_always_moved(access)]
     if tiles and reading.wanted_depth > 1:
         where = _lines([[line] for access in tiles if (line := own_line(access.source))])
         yield f"tiles of the main loop come by plain loads through registers, not by asynchronous copies{where}"

@@ -61,6 +61,41 @@ class Flow:
         inner = (other.blocks for other in self.loops if other.parent == loop.index)
         return loop.blocks.difference(*inner)
 
+    def required(self, loop: Loop, through: frozenset[int]) -> frozenset[int]:
+        """The blocks of a loop that each iteration runs that runs one of `through`; the others are on some branch."""
+        return frozenset(block for block in loop.blocks if not self._can_avoid(loop, block, through))
+
+    def reachable_from(self, loop: Loop, start: int, *, avoiding: frozenset[int] = frozenset()) -> frozenset[int]:
+        """Blocks that an iteration can run from a block on, that block among them, without beginning anew."""
+        if start in avoiding:
+            return frozenset()
+        seen, todo = {start}, [start]
+        while todo:
+            following = set(self.blocks[todo.pop()].successors) & loop.blocks - avoiding - seen - {loop.header}
+            seen |= following
+            todo += following
+        return frozenset(seen)
+
+    def nearest_dominator(self, loop: Loop, block: int) -> int:
+        """The last block that an iteration always runs before another one; the header for itself."""
+        before = [
+            other
+            for other in loop.blocks - {block}
+            if block not in self.reachable_from(loop, loop.header, avoiding=frozenset({other}))
+        ]
+        # Of two dominators, the later one cannot be reached around the earlier one.
+        return max(before, key=lambda other: sum(self._is_before(loop, each, other) for each in before), default=block)
+
+    def _is_before(self, loop: Loop, earlier: int, later: int) -> bool:
+        return later not in self.reachable_from(loop, loop.header, avoiding=frozenset({earlier}))
+
+    def _can_avoid(self, loop: Loop, block: int, through: frozenset[int]) -> bool:
+        """Whether an iteration can run one of `through`, but not the block."""
+        without = frozenset({block})
+        reached = self.reachable_from(loop, loop.header, avoiding=without) & through
+        ends = {source for source in loop.blocks if loop.header in self.blocks[source].successors}
+        return any(ends & self.reachable_from(loop, start, avoiding=without) for start in reached)
+
 
 def read_flow(sass: Sass) -> Flow:
     """Find the blocks and loops of a kernel."""
@@ -110,9 +145,10 @@ def _is_jump(each: Instruction) -> bool:
 
 
 def _is_conditional(each: Instruction) -> bool:
-    guarded = each.guard not in {None, "PT", "UPT"}
     before_target = each.operands.split("`(")[0]
-    return guarded or (each.name in _BRANCHES - _INDIRECT and any(word in before_target for word in ("P", "UR")))
+    return each.is_guarded or (
+        each.name in _BRANCHES - _INDIRECT and any(word in before_target for word in ("P", "UR"))
+    )
 
 
 def _returns(sass: Sass, target: int | None, within: frozenset[int] = frozenset()) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from bsa_bench.static.mlir_names import Names, split
 from bsa_bench.static.sass import SourceLine
 
 VALUE = re.compile(r"%[\w$.-]+(?:#\d+)?")
@@ -64,6 +64,11 @@ class Type:
     def bytes(self) -> int:
         return math.prod(self.shape) * self.bits // 8
 
+    @property
+    def stored_bytes(self) -> int:
+        """As `bytes`, with the padding of fp4 that an instruction multiplies by fp8."""
+        return self.bytes * (2 if "fp4Padded = true" in self.layout else 1)
+
 
 @dataclass(eq=False)
 class Operation:
@@ -71,6 +76,8 @@ class Operation:
 
     `variable` is what the source assigns it to, in the outermost function if it was inlined; empty where unknown.
     `operands` of `scf.for` are the lower bound, the upper bound, the step and the first values that it carries.
+    `branches` are the arms of conditions that it stands in, the outermost first: the condition's number, and its arm.
+    `closing` is the line that ends its body.
     """
 
     name: str
@@ -81,6 +88,16 @@ class Operation:
     variable: str = ""
     source: tuple[SourceLine, ...] = ()
     yields: tuple[Value, ...] = ()
+    branches: tuple[tuple[int, int], ...] = ()
+    closing: str = ""
+
+    def hint(self, name: str) -> tuple[int, ...]:
+        """What the source promises of the result: `tt.divisibility`, ...; a number for each axis, or none at all."""
+        found = re.search(rf"\b{re.escape(name)} = dense<\[?([\d, ]+)\]?> : tensor<(\d+)x", self.text)
+        if found is None:
+            return ()
+        numbers = tuple(int(number) for number in found[1].split(","))
+        return numbers if len(numbers) > 1 else numbers * int(found[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,31 +122,6 @@ class Value:
         return int(found[1]) if found[1] not in {"true", "false"} else int(found[1] == "true")
 
 
-@lru_cache(maxsize=4096)
-def split(text: str, separator: str = ",") -> tuple[str, ...]:
-    """Split at a separator that stands in no bracket and no string."""
-    parts, depth, start, quoted, i = [], 0, 0, False, 0
-    while i < len(text):
-        character = text[i]
-        if character == '"':
-            quoted = not quoted
-        elif quoted:
-            pass
-        elif not depth and text.startswith(separator, i):
-            parts.append(text[start:i].strip())
-            start = i + len(separator)
-            i = start
-            continue
-        elif text.startswith("->", i):
-            i += 1
-        elif character in "<([{":
-            depth += 1
-        elif character in ">)]}":
-            depth -= 1
-        i += 1
-    return *parts, text[start:].strip()
-
-
 @dataclass
 class _Region:
     owner: Operation | None
@@ -137,14 +129,21 @@ class _Region:
     loop: int | None
     partition: str | None
     is_body_of_loop: bool = False
+    branches: tuple[tuple[int, int], ...] = ()
+
+
+def _other_arm(region: _Region) -> tuple[tuple[int, int], ...]:
+    if region.owner is None or region.owner.name != "scf.if":
+        return region.branches
+    *around, (condition, arm) = region.branches
+    return *around, (condition, arm + 1)
 
 
 @dataclass
 class Module:
-    """The operations of a text in order, with the layouts it names; a step on the way to `Ttgir`."""
+    """The operations of a text in order; a step on the way to `Ttgir`."""
 
     text: str
-    aliases: dict[str, str] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
     loops: list[tuple[Operation, int | None, str | None]] = field(default_factory=list)
     partition_warps: list[int] = field(default_factory=list)
@@ -153,9 +152,7 @@ class Module:
 
     def __post_init__(self) -> None:
         lines = self.text.splitlines()
-        for line in lines:
-            if found := re.match(r"(#[\w-]+) = (.*)", line):
-                self.aliases[found[1]] = found[2]
+        self._names = Names(self.text)
         for number, line in enumerate(lines, 1):
             if line.strip() and not line.startswith(("#", "//")):
                 try:
@@ -188,40 +185,12 @@ class Module:
         shape = re.match(r"(?:\d+x)*", head)
         sizes = shape[0] if shape else ""
         dims = tuple(int(size) for size in sizes.split("x")[:-1])
-        layout = self._resolved(rest[0]) if rest else ""
+        layout = self._names.resolved(rest[0]) if rest else ""
         if found[1] == "tensor":
             return Type("tensor", dims, head[len(sizes) :], layout)
-        space = self._resolved(rest[1])
+        space = self._names.resolved(rest[1])
         kind: Literal["shared", "tensor memory"] = "tensor memory" if "tensor_memory" in space else "shared"
         return Type(kind, dims, head[len(sizes) :], layout)
-
-    def _resolved(self, layout: str) -> str:
-        return re.sub(r"#[\w-]+(?![\w.<-])", lambda m: self.aliases.get(m[0], m[0]), layout)
-
-    def source_of(self, location: str) -> tuple[SourceLine, ...]:
-        """The lines that a location stands for, the innermost call first."""
-        location = location.strip()
-        if location.startswith("#loc"):
-            return self.source_of(self.aliases.get(location, "loc(unknown)")[4:-1])
-        if found := re.match(r'"([^"]*)":(\d+):\d+', location):
-            return (SourceLine(found[1], int(found[2])),)
-        if found := re.fullmatch(r"callsite\((.*)\)", location):
-            return tuple(line for part in split(found[1], " at ") for line in self.source_of(part))
-        if found := re.fullmatch(r"fused(?:<.*>)?\[(.*)\]", location):
-            return next((lines for part in split(found[1]) if (lines := self.source_of(part))), ())
-        if found := re.fullmatch(r'"[^"]*"\((.*)\)', location):
-            return self.source_of(found[1])
-        return ()
-
-    def _caller_of(self, location: str) -> str:
-        """The variable that the outermost call gives its result to, for a location inside of calls."""
-        while location.startswith("#loc"):
-            location = self.aliases.get(location, "loc(unknown)")[4:-1]
-        if found := re.fullmatch(r"callsite\((.*)\)", location):
-            outer = split(found[1], " at ")[1]
-            named = re.match(r'"([^"]*)"\(', self.aliases.get(outer, outer).removeprefix("loc("))
-            return self._caller_of(outer) or (named[1] if named else "")
-        return ""
 
     def _read(self, line: str) -> None:
         at = line.rfind(" loc(")
@@ -232,9 +201,10 @@ class Module:
         if line.startswith("}"):
             region = self._regions.pop()
             if opens:  # `} else {`, `} do {`
-                self._regions.append(_Region(region.owner, {}, region.loop, region.partition, region.is_body_of_loop))
+                self._regions.append(replace(region, names={}, branches=_other_arm(region)))
             elif region.owner:
-                region.owner.source = self.source_of(location)
+                region.owner.source = self._names.source_of(location)
+                region.owner.closing = line
         elif line.startswith("^"):
             self._regions[-1].names |= {name: Value(name, role="opaque") for name in re.findall(r"(%[\w$.-]+):", line)}
         elif line.startswith("module"):
@@ -254,7 +224,7 @@ class Module:
             self.partition_warps.append(int(warps))
         # A partition sees what it captures under names of its own.
         bound = dict(zip(names, last.operands, strict=True)) if names else {}
-        self._regions.append(_Region(None, bound, parent.loop, name))
+        self._regions.append(_Region(None, bound, parent.loop, name, branches=parent.branches))
 
     def _read_operation(self, results: str, name: str, rest: str, location: str, *, opens: bool) -> None:
         here = self._regions[-1] if self._regions else _Region(None, {}, None, None)
@@ -269,9 +239,13 @@ class Module:
             return
         parts = split(rest.removesuffix("{"), " : ")
         text = " : ".join(parts[:-1]) or parts[-1]
-        variable = self._caller_of(location) or re.sub(r"(_\d+)?(:\d+)?$", "", results.partition(",")[0][1:])
-        operation = Operation(name, (), text, parts[-1], here.loop, variable, self.source_of(location))
-        inner = _Region(operation, {}, here.loop, here.partition)
+        variable = self._names.caller_of(location) or re.sub(r"(_\d+)?(:\d+)?$", "", results.partition(",")[0][1:])
+        variable = variable or self._names.name_of(location)
+        operation = Operation(name, (), text, parts[-1], here.loop, variable, self._names.source_of(location))
+        operation.branches = here.branches
+        inner = _Region(operation, {}, here.loop, here.partition, branches=here.branches)
+        if name == "scf.if":
+            inner.branches = (*here.branches, (len(self.operations), 0))
         if name in {"scf.for", "scf.while"}:
             self.loops.append((operation, here.loop, here.partition))
             inner.loop, inner.is_body_of_loop = len(self.loops) - 1, True

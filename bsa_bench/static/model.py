@@ -1,7 +1,8 @@
 """How fast a kernel's main loop can be at best: the time that each resource of an SM needs for a trip, at its peak.
 
 All is counted in clocks of one SM for one trip of one CTA. A resource is shared by the CTAs of an SM, so that its
-clocks for a trip do not depend on how many there are. Two bounds follow:
+clocks for a trip do not depend on how many there are. What a trip may do without is not charged but shown beside it.
+Two bounds follow:
 
 - **overlapped**: everything runs beside everything else; the slowest resource sets the time. No kernel with these
   instructions is faster.
@@ -11,19 +12,31 @@ clocks for a trip do not depend on how many there are. Two bounds follow:
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bsa_bench.static.architectures import Architecture, TypeClass
-from bsa_bench.static.classify import LANES, TensorClass, TensorOp
+from bsa_bench.static.classify import LANES, Kind, Pipe, TensorClass, TensorOp, kind_of, pipe_of
 from bsa_bench.static.config import Work
 from bsa_bench.static.devices import Device
-from bsa_bench.static.regions import Region
+from bsa_bench.static.regions import Region, shared_bytes_of
+from bsa_bench.static.sass import Instruction
 
 WARPGROUP = 4
+# Of pipes that several kinds of instructions share: those that the pipe is not named for.
+_FILLERS: dict[tuple[Pipe, Kind], str] = {
+    ("alu", "conversion"): "conversions",
+    ("alu", "fp32"): "comparisons, minimum and maximum",
+    ("mufu", "conversion"): "conversions",
+    ("mufu", "integer and logic"): "bit counts",
+}
 
 ASSUMPTIONS = (
     "Each resource runs at the peak that its figure states; the SM at the clock at which the vendor states its peak.",
-    "Every warp takes every branch of the loop; waits, latencies and bank conflicts cost nothing.",
+    "Charged is what every iteration with matmuls must run: branches that it may pass by cost nothing.",
+    "An instruction under a predicate costs its issue slot; waits, latencies and bank conflicts cost nothing.",
+    "Masks of loads and stores are true, but for a condition that is one for the whole tile, which is a branch.",
     "L2 delivers what the loop loads at its whole bandwidth, shared evenly by the SMs; each CTA loads for itself.",
     "HBM moves each tensor of the launch once (best case: L2 serves every second read).",
     "fp32 has a pipe of its own; integers, logic, comparisons, minimum and maximum, moves and conversions share one.",
@@ -39,11 +52,17 @@ LEFT_OUT = (
 
 @dataclass(frozen=True)
 class Resource:
-    """Clocks of an SM that a trip of one CTA needs of one resource; `detail` says of what."""
+    """Clocks of an SM that a trip of one CTA needs of one resource; `detail` says of what.
+
+    `optional_clocks` are those that a trip needs besides if it takes every branch; `filled_by` is what takes most of
+    the clocks, where that is not what the resource is named for.
+    """
 
     name: str
     clocks: float
     detail: str
+    optional_clocks: float = 0.0
+    filled_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,7 @@ class Ceiling:
         resources: the slowest first.
         overlapped_clocks, in_order_clocks: of one SM for a trip of one CTA.
         overlapped_flop_per_s, in_order_flop_per_s: of the whole device.
-        limited_by: the resource that sets the overlapped bound.
+        limited_by: what sets the overlapped bound: the slowest resource, by what fills it.
         overlapped_s: time of the launch, if one is given.
     """
 
@@ -70,8 +89,8 @@ class Ceiling:
 
     @property
     def limited_by(self) -> str:
-        """The resource that sets the overlapped bound."""
-        return self.resources[0].name
+        """What sets the overlapped bound."""
+        return self.resources[0].filled_by or self.resources[0].name
 
 
 @dataclass(frozen=True)
@@ -86,12 +105,16 @@ class Traffic:
     added_bytes: int = 0
 
 
+NOTHING = Traffic(0, 0, 0)
+
+
 def predict(
     loop: Region,
     *,
     flop_per_trip: int,
     half_rate_flop: int = 0,
     traffic: Traffic,
+    optional_traffic: Traffic = NOTHING,
     num_warps: int,
     depth: int,
     arch: Architecture,
@@ -104,7 +127,8 @@ def predict(
         loop: the main loop, counted for one warp.
         flop_per_trip: FLOP of one CTA.
         half_rate_flop: those of them whose instructions have too few rows for the whole rate.
-        traffic: bytes of one CTA.
+        traffic: bytes of one CTA in every trip.
+        optional_traffic: those that a trip may do without.
         num_warps: warps of a CTA that run the loop.
         depth: buffers of the loop's tiles; below 2 nothing is loaded ahead.
         arch: throughputs a clock.
@@ -117,22 +141,21 @@ def predict(
     vector = _vector_resources(loop, num_warps, arch)
     # At half the rate, work takes the time of twice as much.
     tensor = _tensor_clocks(loop, flop_per_trip + half_rate_flop, arch)
-    shared_bytes = loop.shared_bytes_per_warp * num_warps + traffic.bulk_shared_bytes + traffic.operand_bytes
+    shared = _shared_bytes(loop, traffic, optional_traffic, num_warps)
     matmul = [
         Resource("tensor cores", tensor, _tensor_detail(flop_per_trip, half_rate_flop)),
-        Resource("shared memory", shared_bytes / arch.shared_bytes_per_clock.value, f"{shared_bytes / 1024:.1f} KiB"),
+        _bytes_resource("shared memory", *shared, arch.shared_bytes_per_clock.value),
     ]
     clock, num_sms = device.boost_clock_hz.value, device.num_sms.value
-    l2_bytes_per_clock = device.l2_bytes_per_s.value / clock / num_sms
-    memory = [Resource("L2", traffic.l2_bytes / l2_bytes_per_clock, f"{traffic.l2_bytes / 1024:.1f} KiB")]
-    if traffic.added_bytes and device.l2_added_bytes_per_s is not None:
-        added_bytes_per_clock = device.l2_added_bytes_per_s.value / clock / num_sms
-        clocks = traffic.added_bytes / added_bytes_per_clock
-        memory.append(Resource("additions to memory", clocks, f"{traffic.added_bytes / 1024:.1f} KiB"))
+    per_clock = device.l2_bytes_per_s.value / clock / num_sms
+    memory = [_bytes_resource("L2", traffic.l2_bytes, optional_traffic.l2_bytes, per_clock)]
+    if device.l2_added_bytes_per_s is not None and traffic.added_bytes + optional_traffic.added_bytes:
+        per_clock = device.l2_added_bytes_per_s.value / clock / num_sms
+        added = traffic.added_bytes, optional_traffic.added_bytes
+        memory.append(_bytes_resource("additions to memory", *added, per_clock))
     if work is not None:
         hbm_bytes = work.hbm_bytes / (work.programs * work.trips)
-        hbm_bytes_per_clock = device.hbm_bytes_per_s.value / clock / num_sms
-        memory.append(Resource("HBM", hbm_bytes / hbm_bytes_per_clock, f"{hbm_bytes / 1024:.1f} KiB"))
+        memory.append(_bytes_resource("HBM", hbm_bytes, 0, device.hbm_bytes_per_s.value / clock / num_sms))
     overlapped = _slowest(*matmul, *vector, *memory)
     arithmetic = _slowest(*matmul) + _slowest(*vector)
     in_order = max(arithmetic, _slowest(*memory)) if depth >= 2 else arithmetic + _slowest(*memory)
@@ -158,35 +181,81 @@ def _slowest(*resources: Resource) -> float:
     return max(each.clocks for each in resources)
 
 
+def _bytes_resource(name: str, charged: float, optional: float, per_clock: float) -> Resource:
+    return Resource(name, charged / per_clock, f"{charged / 1024:.1f} KiB", optional / per_clock)
+
+
+def _shared_bytes(loop: Region, traffic: Traffic, optional: Traffic, num_warps: int) -> tuple[int, int]:
+    """Bytes of a CTA through shared memory: in every trip, and besides."""
+    spared = sum(shared_bytes_of(each) for each in loop.optional)
+    charged = (loop.shared_bytes_per_warp - spared) * num_warps + traffic.bulk_shared_bytes + traffic.operand_bytes
+    return charged, spared * num_warps + optional.bulk_shared_bytes + optional.operand_bytes
+
+
 def _vector_resources(loop: Region, num_warps: int, arch: Architecture) -> list[Resource]:
-    lanes = {name: figure.value for name, figure in arch.lanes_per_clock.items()}
-    per_lane = num_warps * LANES
-    multiply_adds = sum(each.name == "IMAD" for each in loop.instructions)
-    packed = sum(each.name in {"FADD2", "FMUL2", "FFMA2"} for each in loop.instructions)
-    floats = loop.pipes.get("fma", 0) - multiply_adds + packed  # a packed one works on two numbers a lane
-    logic, special = loop.pipes.get("alu", 0), loop.pipes.get("mufu", 0)
-    shuffles = loop.count("shuffle")
-    return [
-        Resource(
-            "issue slots",
-            loop.num_instructions * num_warps / arch.issue_per_clock.value,
-            f"{loop.num_instructions} instructions a warp",
-        ),
-        Resource(
-            "fp32",
-            per_lane * (floats / lanes["fp32"] + multiply_adds / lanes["int32"]),
-            f"{floats} fp32, {multiply_adds} integer multiply-adds",
-        ),
-        Resource("integer and logic", per_lane * logic / lanes["int32"], f"{logic} instructions"),
-        Resource("exp and other special functions", per_lane * special / lanes["mufu"], f"{special} instructions"),
-        Resource("shuffles", per_lane * shuffles / lanes["shuffle"], f"{shuffles} instructions"),
+    """Each with what every trip acts on; of instructions under a predicate, the issue slot alone."""
+    charged = _pipes(loop.charged, arch)
+    whole = _pipes(loop.instructions, arch)
+    num_issued = len(loop.instructions if loop.required is None else loop.required)
+    warp_clocks = num_warps / arch.issue_per_clock.value
+    issue = Resource(
+        "issue slots",
+        num_issued * warp_clocks,
+        f"{num_issued} instructions a warp",
+        (loop.num_instructions - num_issued) * warp_clocks,
+    )
+    lanes = num_warps * LANES
+    others = [
+        Resource(name, lanes * pipe.clocks, pipe.detail, lanes * (whole[name].clocks - pipe.clocks), pipe.filled_by)
+        for name, pipe in charged.items()
     ]
+    return [issue, *others]
+
+
+@dataclass(frozen=True)
+class _Pipe:
+    """Clocks of a pipe for one lane's instructions."""
+
+    clocks: float
+    detail: str
+    filled_by: str | None = None
+
+
+def _pipes(instructions: Sequence[Instruction], arch: Architecture) -> dict[str, _Pipe]:
+    lanes = {name: figure.value for name, figure in arch.lanes_per_clock.items()}
+    by_pipe: dict[Pipe, list[Instruction]] = {}
+    for each in instructions:
+        by_pipe.setdefault(pipe_of(each), []).append(each)
+    fma, logic, special = (by_pipe.get(pipe, []) for pipe in ("fma", "alu", "mufu"))
+    multiply_adds = sum(each.name == "IMAD" for each in fma)
+    packed = sum(each.name in {"FADD2", "FMUL2", "FFMA2"} for each in fma)
+    floats = len(fma) - multiply_adds + packed  # a packed one works on two numbers a lane
+    float_clocks, integer_clocks = floats / lanes["fp32"], multiply_adds / lanes["int32"]
+    shuffles = sum(kind_of(each) == "shuffle" for each in instructions)
+    return {
+        "fp32": _Pipe(
+            float_clocks + integer_clocks,
+            f"{floats} fp32, {multiply_adds} integer multiply-adds",
+            "integer multiply-adds" if integer_clocks > float_clocks else None,
+        ),
+        "integer and logic": _Pipe(len(logic) / lanes["int32"], f"{len(logic)} instructions", _filler(logic)),
+        "exp and other special functions": _Pipe(
+            len(special) / lanes["mufu"], f"{len(special)} instructions", _filler(special)
+        ),
+        "shuffles": _Pipe(shuffles / lanes["shuffle"], f"{shuffles} instructions"),
+    }
+
+
+def _filler(instructions: Sequence[Instruction]) -> str | None:
+    """What a pipe is filled with, if with something else than what it is named for."""
+    counts = Counter(_FILLERS.get((pipe_of(each), kind_of(each))) for each in instructions)
+    return max(counts, key=lambda name: (counts[name], name is None)) if counts else None
 
 
 def _tensor_clocks(loop: Region, flop_per_trip: int, arch: Architecture) -> float:
     """Each instruction at the rate of its class and type, by its share of the loop's FLOP."""
     shares: dict[tuple[TensorClass, TypeClass], float] = {}
-    for op in loop.tensor_ops:
+    for op in loop.products or loop.tensor_ops:
         key = op.tensor_class, _type_class(op)
         shares[key] = shares.get(key, 0.0) + max(op.m * op.n * op.k, 1)
     whole = sum(shares.values())
@@ -203,6 +272,8 @@ def _type_class(op: TensorOp) -> TypeClass:
         return "tf32"
     if "F64" in op.types:
         return "64-bit"
-    if any(narrow in op.types for narrow in ("E4M3", "E5M2", "S8", "U8")) or op.k >= 32:
+    if op.types.count("E2M1") == 2 or (op.tensor_class == "tcgen05" and not op.types and op.k >= 64):
+        return "4-bit"
+    if any(narrow in op.types for narrow in ("E4M3", "E5M2", "E2M1", "S8", "U8")) or (not op.types and op.k >= 32):
         return "8-bit"
     return "16-bit"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from bsa_bench.static.classify import (
     tensor_op_of,
 )
 from bsa_bench.static.flow import Flow, Loop
+from bsa_bench.static.iteration import read_iteration
 from bsa_bench.static.sass import Instruction, Sass, SourceLine
 
 T = TypeVar("T")
@@ -36,7 +38,7 @@ _MOVES: dict[Kind, str] = {
     "spill store": "spill store",
 }
 # Their operands name descriptors of whole tiles; how many bytes these hold is in no instruction.
-_BULK = {"UTMALDG", "UBLKCP", "UTMASTG", "UTMAREDG", "UBLKRED", "UTMAPF", "UBLKPF", "UTMACCTL", "UTMACMDFLUSH"}
+BULK = {"UTMALDG", "UBLKCP", "UTMASTG", "UTMAREDG", "UBLKRED", "UTMAPF", "UBLKPF", "UTMACCTL", "UTMACMDFLUSH"}
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,15 @@ class AccessCount:
 
 @dataclass(frozen=True)
 class LineCount:
-    """The instructions of a region that come from one line of the user's source."""
+    """The instructions of a region that come from one line of the user's source.
+
+    `num_optional` are those that a loop's trip may make its products without.
+    """
 
     line: SourceLine | None
     count: int
     mix: Mapping[Kind, int]
+    num_optional: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,9 @@ class Region:
         is_wait: it spins on a barrier and does no work.
         mix, pipes: instructions by kind and by pipe.
         shared_bytes_per_warp: what its loads, stores and asynchronous copies move to and from shared memory.
+        required: instructions of a loop with matrix products that each trip runs that makes one; None without
+            products. What an elected warp alone runs to issue a product is not among them.
+        products: the matrix instructions of the trip that makes most, in a loop with products.
     """
 
     loop: int | None
@@ -99,10 +108,27 @@ class Region:
     lines: tuple[LineCount, ...]
     instructions: tuple[Instruction, ...] = field(repr=False)
     tensor_ops: tuple[TensorOp, ...] = field(repr=False)
+    required: tuple[Instruction, ...] | None = field(default=None, repr=False)
+    products: tuple[TensorOp, ...] = field(default=(), repr=False)
 
     def count(self, kind: Kind) -> int:
         """How many instructions are of a kind."""
         return self.mix.get(kind, 0)
+
+    @cached_property
+    def charged(self) -> tuple[Instruction, ...]:
+        """Those that a trip with products must act on: on no branch that it can pass by, and under no predicate."""
+        return tuple(each for each in self._required if not each.is_guarded)
+
+    @cached_property
+    def optional(self) -> tuple[Instruction, ...]:
+        """All others."""
+        required = {each.address for each in self._required}
+        return tuple(each for each in self.instructions if each.is_guarded or each.address not in required)
+
+    @property
+    def _required(self) -> tuple[Instruction, ...]:
+        return self.instructions if self.required is None else self.required
 
     @property
     def num_tensor(self) -> int:
@@ -130,6 +156,8 @@ def own_line(source: Sequence[SourceLine]) -> SourceLine | None:
 def _region(sass: Sass, flow: Flow, blocks: Sequence[int], loop: Loop | None, *, is_wait: bool = False) -> Region:
     instructions = _of_blocks(sass, flow, blocks)
     conditional = [] if loop is None else _of_blocks(sass, flow, [b for b in blocks if b not in loop.always])
+    iteration = read_iteration(sass, flow, loop) if loop else None
+    required = tuple(_of_blocks(sass, flow, sorted(iteration.required))) if iteration else None
     return Region(
         loop=loop.index if loop else None,
         parent=loop.parent if loop else None,
@@ -141,10 +169,12 @@ def _region(sass: Sass, flow: Flow, blocks: Sequence[int], loop: Loop | None, *,
         pipes=_counted(pipe_of(each) for each in instructions),
         tensor=_tensor_counts(instructions),
         accesses=_access_counts(instructions),
-        shared_bytes_per_warp=sum(map(_shared_bytes, instructions)),
-        lines=_line_counts(instructions),
+        shared_bytes_per_warp=sum(map(shared_bytes_of, instructions)),
+        lines=_line_counts(instructions, required),
         instructions=tuple(instructions),
         tensor_ops=tuple(tensor_op_of(each) for each in instructions if kind_of(each) == "tensor"),
+        required=required,
+        products=iteration.products if iteration else (),
     )
 
 
@@ -192,14 +222,15 @@ def _access_counts(instructions: Sequence[Instruction]) -> tuple[AccessCount, ..
     for each in instructions:
         kind = _MOVES.get(kind_of(each))
         if kind is not None:
-            width = None if each.name in _BULK else bytes_per_lane(each)
+            width = None if each.name in BULK else bytes_per_lane(each)
             groups.setdefault((kind, each.opcode, width), []).append(each)
     return tuple(
         AccessCount(kind, opcode, width, len(group), lines_of(group)) for (kind, opcode, width), group in groups.items()
     )
 
 
-def _shared_bytes(each: Instruction) -> int:
+def shared_bytes_of(each: Instruction) -> int:
+    """Bytes that a warp moves to or from shared memory by an instruction."""
     kinds = {"shared load", "shared store", "cp.async"}
     return bytes_per_lane(each) * LANES if kind_of(each) in kinds else 0
 
@@ -209,9 +240,13 @@ def lines_of(instructions: Iterable[Instruction]) -> tuple[SourceLine, ...]:
     return tuple(dict.fromkeys(line for each in instructions if (line := own_line(each.source))))
 
 
-def _line_counts(instructions: Sequence[Instruction]) -> tuple[LineCount, ...]:
+def _line_counts(instructions: Sequence[Instruction], required: Sequence[Instruction] | None) -> tuple[LineCount, ...]:
+    always = {each.address for each in (instructions if required is None else required)}
     groups: dict[SourceLine | None, list[Instruction]] = {}
     for each in instructions:
         groups.setdefault(own_line(each.source), []).append(each)
     ordered = sorted(groups.items(), key=lambda item: (item[0] is None, item[0] and (item[0].file, item[0].line)))
-    return tuple(LineCount(line, len(group), _counted(map(kind_of, group))) for line, group in ordered)
+    return tuple(
+        LineCount(line, len(group), _counted(map(kind_of, group)), sum(each.address not in always for each in group))
+        for line, group in ordered
+    )

@@ -57,6 +57,11 @@ class Instruction:
         """Whether its guard is constantly false, as in the `@!PT LDS RZ, [RZ]` that ptxas pads copies with."""
         return self.guard in {"!PT", "!UPT"}
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether it acts only under a predicate; else it takes its issue slot alone."""
+        return self.guard not in {None, "PT", "UPT"}
+
     @cached_property
     def target(self) -> str | None:
         """The label that it refers to."""

@@ -8,8 +8,12 @@ from compile_cache import cache_folder
 from report_factory import case, measured, run_line, write_run
 from static_examples import CONFIG, DENSE, EXAMPLE, KERNEL
 
+from bsa_bench.cli.static_command import _exit_code
+from bsa_bench.errors import UsageError
 from bsa_bench.methods.bsa import BsaOptions
 from bsa_bench.result import Work
+from bsa_bench.static.compile import Failure
+from bsa_bench.static.config import KernelConfig
 
 triton = pytest.importorskip("triton")
 
@@ -317,6 +321,22 @@ def test_what_compiles_is_shown_beside_what_does_not_in_the_compilers_words(stat
     code, out, _ = static(*arguments, "--format", "md")
     assert code == 8
     assert "- `scale-size100`, sm_90: compiler\n\n  ```text\n  CompilationError: " in out
+
+
+def test_where_nothing_compiles_for_different_causes_each_is_told():
+    one, other = (KernelConfig(name=name, kernel="k.py:f", signature={}) for name in ("one", "other"))
+    failures = [
+        Failure(one, "sm_80", "compiler", "no fp8 here", "a log"),
+        Failure(one, "sm_90", "compiler", "too much shared memory", ""),
+        Failure(one, "sm_100", "compiler", "too much shared memory", ""),
+        Failure(other, "sm_80", "compiler", "no fp8 here", "a log"),
+    ]
+    with pytest.raises(UsageError) as error:
+        _exit_code(failures)
+    assert str(error.value) == (
+        "one, sm_80: no fp8 here\na log\none, sm_90, sm_100: too much shared memory\n"
+        "and 1 more that do not compile; --json lists them"
+    )
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from bsa_bench.static import compile as compiling
 from bsa_bench.static.compile import Compiled, Failure, Settings, Toolchain, Workers, compile_all, default_cache
 from bsa_bench.static.compile_worker import FILES, is_complete, mend_lines
 from bsa_bench.static.config import KernelConfig
+from bsa_bench.static.removed import remedy_for
 
 pytest.importorskip("triton")
 
@@ -162,6 +163,111 @@ def test_a_compilation_without_end_is_ended(monkeypatch, tmp_path):
     failure = compile_one(add_one(kernel=f"{tmp_path}/sleeps.py:add_one"), tmp_path / "cache")
     assert time.monotonic() - start < 30
     assert (failure.kind, failure.message) == ("time limit", "the compiler took more than 2 s")
+
+
+# Imports that fail
+
+
+@pytest.fixture(scope="module")
+def half_imported(tmp_path_factory):
+    """Kernels whose files import a package that fails after its first part, one after another in one worker."""
+    folder = tmp_path_factory.mktemp("half")
+    for name, end in (("halfpack", "import a_module_that_nobody_installed"), ("oddpack", "TABLE = {}['no key']")):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(f"from {name} import parts\n{end}\n")
+        (folder / name / "parts.py").write_text("WIDTH = 64\n" + HEAD + KERNEL)
+    (folder / "first.py").write_text(HEAD + "from halfpack.parts import WIDTH\n" + KERNEL)
+    (folder / "second.py").write_text(HEAD + "from halfpack.parts import WIDTH\n" + KERNEL)
+    (folder / "third.py").write_text(HEAD + KERNEL)
+    kernels = {
+        "first": f"{folder}/first.py",
+        "second": f"{folder}/second.py",
+        "third": f"{folder}/third.py",
+        "module": "oddpack.parts",
+    }
+    configs = [add_one(name, kernel=f"{place}:add_one") for name, place in kernels.items()]
+    jobs = [(config, arch) for config in configs for arch in ("sm_80", "sm_90")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        done = compile_all(jobs, Settings(folder / "cache", processes=1))
+    return {(each.config.name, each.arch): each for each in done}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("first", "No module named 'a_module_that_nobody_installed'"),
+        ("second", "No module named 'a_module_that_nobody_installed'"),  # its package's first part was loaded before
+        ("module", "module 'oddpack.parts' cannot be imported: KeyError: 'no key'"),
+    ],
+)
+def test_an_import_that_failed_fails_for_each_architecture_and_file(half_imported, name, words):
+    failures = [half_imported[name, arch] for arch in ("sm_80", "sm_90")]
+    assert {(type(each), each.kind) for each in failures} == {(Failure, "no kernel")}
+    assert words in failures[0].message
+    assert failures[0].message == failures[1].message
+
+
+@pytest.mark.slow
+def test_a_failed_import_stops_no_other_file(half_imported):
+    assert {type(half_imported["third", arch]) for arch in ("sm_80", "sm_90")} == {Compiled}
+
+
+# Constants that are functions
+
+
+@pytest.mark.slow
+def test_a_constant_can_be_a_jitted_function_whose_source_counts(tmp_path, workers):
+    applied = "ACT(tl.load(x_ptr + offs))"
+    text = HEAD + KERNEL.replace("SIZE: tl.constexpr = 128", "ACT: tl.constexpr, SIZE: tl.constexpr = 128").replace(
+        "tl.load(x_ptr + offs) + 1.0", applied
+    )
+    (tmp_path / "k.py").write_text(text)
+    acts = "import triton\n\n\n@triton.jit\ndef scaled(x):\n    return x * {}\n"
+    found = []
+    for name, factor in (("one", 3.0), ("other", 7.0)):
+        (tmp_path / f"{name}.py").write_text(acts.format(factor))
+        config = add_one(kernel=f"{tmp_path}/k.py:add_one", constexprs={"ACT": f"{tmp_path}/{name}.py:scaled"})
+        found.append(compile_one(config, tmp_path / "cache", workers=workers))
+    assert {type(each) for each in found} == {Compiled}
+    assert found[0].folder != found[1].folder
+    assert ["FMUL" in each.listing for each in found] == [True, True]
+    assert found[0].record.identity["constants"]["ACT"].startswith("scaled ")
+    config = add_one(kernel=f"{tmp_path}/k.py:add_one", constexprs={"ACT": f"{tmp_path}/one.py:missing"})
+    assert "'missing' is not there" in compile_one(config, tmp_path / "cache", workers=workers).message
+
+
+# What Triton removed
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        (
+            "p = tl.make_block_ptr(x)\nBlock pointers have been removed in favor of the tensor descriptor API",
+            "Triton 3.8.0 still has make_block_ptr: --triton 3.8.0",
+        ),
+        (
+            "AttributeError: module 'triton.language' has no attribute 'advance'",
+            "Triton 3.8.0 still has advance: --triton 3.8.0",
+        ),
+        (
+            "load() got an unexpected keyword argument 'boundary_check'",
+            "Triton 3.8.0 still has boundary_check: --triton 3.8.0",
+        ),
+        (
+            "cannot import name 'get_tmem_reg_layout' from 'triton.experimental.gluon.language.nvidia.blackwell'",
+            "Triton 3.7.0 still has get_tmem_reg_layout: --triton 3.7.0",
+        ),
+        ("async_copy_global_to_shared has been removed; call async_load instead", "Triton 3.8.0 still has async_copy_"),
+        ("module 'triton.language' has no attribute 'float33'", None),
+        ("p = tl.make_block_ptr(x)\nincompatible dimensions", None),
+    ],
+)
+def test_what_triton_removed_names_the_release_that_has_it(message, remedy):
+    assert (remedy_for(message) or "").startswith(remedy or "")
+    assert (remedy_for(message) is None) == (remedy is None)
 
 
 # The cache
