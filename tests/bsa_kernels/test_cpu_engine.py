@@ -412,3 +412,21 @@ def test_too_little_memory_is_an_error(monkeypatch):
     q = torch.zeros(1, 1, 8, 8)
     with pytest.raises(MemoryError, match="engine 'cpu': too little memory"):
         block_sparse_attention(q, q, q, plan, engine="cpu")
+
+
+def test_gradients_over_many_keys_with_a_common_part_err_no_more_than_three_times_as_much_as_sdpas():
+    make = torch.Generator().manual_seed(0)
+    q, k, v, do = (torch.randn(1, 1, 2048, 64, generator=make) for _ in range(4))
+    k, v = k + 0.5, v + 0.5  # errors of a row's sums reach the gradient of q through the mean of k
+
+    def gradients(attend, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        return [x.double() for x in torch.autograd.grad(attend(*leaves), leaves, do.to(dtype))]
+
+    def dense(q, k, v):
+        return bsa_attention(q, k, v, grid=(8, 16, 16), query_keep=1.0, kv_density=1.0, engine="cpu")
+
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    exact = gradients(sdpa, FP64)
+    for name, ours, theirs, right in zip("qkv", gradients(dense, FP32), gradients(sdpa, FP32), exact, strict=True):
+        assert (ours - right).norm() < 3 * (theirs - right).norm(), f"grad_{name}"

@@ -439,7 +439,7 @@ class Attention {
         most = other > most ? other : most;
       }
       const Vector<T> factor = exp2_of<T>(before - most);
-      Vector<T> even = load(total + j * kLanes) * factor, odd{};
+      Vector<T> even{}, odd{};
       const T scale = kCut ? T(1) : scale2_;
       for (i = 0; i + 2 <= tile.keys; i += 2) {
         const Vector<T> x = exp2_of<T>(load(column + i * tile_rows_) * scale - most);
@@ -455,7 +455,7 @@ class Attention {
         even += x;
       }
       store(top + j * kLanes, most);
-      store(total + j * kLanes, even + odd);
+      store(total + j * kLanes, load(total + j * kLanes) * factor + (even + odd));
       if (sums && any(most > before))
         for (int64_t d = 0; d < p.head_dim; d++) {
           T* at = sums + d * tile_rows_ + j * kLanes;

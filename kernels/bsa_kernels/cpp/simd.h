@@ -142,7 +142,8 @@ class Ahead {
   int count_ = 0, next_ = 0;
 };
 
-// One register tile of the products below: kRows x kVectors accumulators.
+// One register tile of the products below: kRows x kVectors accumulators. They start at zero where C is added to as well:
+// the terms of one product are rounded at their own sum's size, and C, which grows with the length, once a product.
 template <class T, bool kTransposed, int kRows, int kVectors>
 inline void multiply_tile(const T* const* a, int first, const T* b, int ldb, T* c, int ldc, int depth, bool adds) {
   constexpr int kLanes = Simd<T>::kLanes;
@@ -150,7 +151,7 @@ inline void multiply_tile(const T* const* a, int first, const T* b, int ldb, T* 
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; i++)
 #pragma GCC unroll 2
-    for (int j = 0; j < kVectors; j++) sums[i][j] = adds ? load(c + i * ldc + j * kLanes) : Vector<T>{};
+    for (int j = 0; j < kVectors; j++) sums[i][j] = Vector<T>{};
   const T* rows[kRows];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; i++) rows[i] = kTransposed ? nullptr : a[first + i];
@@ -169,7 +170,10 @@ inline void multiply_tile(const T* const* a, int first, const T* b, int ldb, T* 
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; i++)
 #pragma GCC unroll 2
-    for (int j = 0; j < kVectors; j++) store(c + i * ldc + j * kLanes, sums[i][j]);
+    for (int j = 0; j < kVectors; j++) {
+      T* to = c + i * ldc + j * kLanes;
+      store(to, adds ? load(to) + sums[i][j] : sums[i][j]);
+    }
 }
 
 template <class T, bool kTransposed, int kRows>
