@@ -14,6 +14,7 @@ EXIT_INFRASTRUCTURE = 5
 EXIT_CALIBRATION_NEEDED = 6
 EXIT_AMBIGUOUS = 7
 EXIT_SOME_FAILED = 8
+EXIT_REPORT_FAILED = 9
 EXIT_INTERRUPTED = 130
 
 EXIT_CODES: dict[int, str] = {
@@ -32,6 +33,7 @@ EXIT_CODES: dict[int, str] = {
     EXIT_CALIBRATION_NEEDED: "gate: this machine was not calibrated, or is too noisy; run bsa-bench noise",
     EXIT_AMBIGUOUS: "gate --ambiguous ambiguous, bisect: what is left can be told neither way",
     EXIT_SOME_FAILED: "some cases crashed, timed out or ran out of memory; they are recorded, the others are measured",
+    EXIT_REPORT_FAILED: "run: every case was measured and is stored, but the report could not be written",
     EXIT_INTERRUPTED: "interrupted (Ctrl-C); what was measured is kept, --resume goes on",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from bsa_bench.cli.streams import print_error, settle_streams
 from bsa_bench.errors import BenchError
 
 
@@ -12,10 +13,11 @@ def main() -> None:
     from bsa_bench.cli.clock import note_start
 
     note_start()
+    settle_streams()
     from bsa_bench.cli.app import app
 
     try:
         app()
     except BenchError as error:
-        print(f"bsa-bench: {error}", file=sys.stderr)
+        print_error(str(error))
         sys.exit(error.exit_code)

@@ -67,6 +67,7 @@ def run_noise_command(flags: NoiseFlags) -> int:
 
 def _print_calibration(calibration: Calibration, path: Path) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     out = console()
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -76,7 +77,7 @@ def _print_calibration(calibration: Calibration, path: Path) -> None:
         shares = (case.within, case.between, case.pair_sd)
         signed = (case.bias, case.drift)
         table.add_row(
-            case.case_id,
+            Text(case.case_id),
             format_seconds(case.call_s),
             *(f"{100 * share:.1f} %" for share in shares),
             *(f"{100 * share:+.1f} %" for share in signed),

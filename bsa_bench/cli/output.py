@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+from bsa_bench.console import plain_console
+from bsa_bench.text import visible
 
-_WIDTH = 160
-"""Columns of a table that goes to a file or a pipe."""
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def command_line() -> list[str]:
-    """The command as the user typed it, with the program's own name."""
-    return ["bsa-bench", *sys.argv[1:]]
+    r"""The command as the user typed it, with the program's own name; bytes that are no UTF-8 as `\xff`."""
+    return ["bsa-bench", *map(visible, sys.argv[1:])]
 
 
 def console() -> Console:
     """For results: as wide as the terminal, or wide enough for a table in a file."""
-    is_terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console() if is_terminal else Console(width=_WIDTH)
+    return plain_console()
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """A line on stderr that says what is being done; plain lines, the important ones, where that is no terminal."""
-    errors = Console(stderr=True)
-    if not errors.is_terminal:
-        yield (
-            lambda text: (
-                errors.print(text, markup=False, highlight=False, soft_wrap=True) if _is_milestone(text) else None
-            )
-        )
+    if not sys.stderr.isatty():
+        yield lambda text: print(visible(text), file=sys.stderr, flush=True) if _is_milestone(text) else None
         return
-    with errors.status("starting") as status:
-        yield lambda text: status.update(text.replace("[", r"\["))
+    from rich.text import Text
+
+    with plain_console(file=sys.stderr).status("starting") as status:
+        yield lambda text: status.update(Text(visible(text)))
 
 
 def _is_milestone(text: str) -> bool:

@@ -8,14 +8,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from bsa_bench.catalog import check_implementations, unsupported_case
 from bsa_bench.cli.clock import command_started
 from bsa_bench.cli.dry_run import show_dry_run
 from bsa_bench.cli.output import command_line
 from bsa_bench.cli.preview import Preview, report_seconds
-from bsa_bench.errors import UsageError
+from bsa_bench.cli.streams import lasting_streams, print_error
+from bsa_bench.console import plain_console
+from bsa_bench.errors import EXIT_OK, EXIT_REPORT_FAILED, BenchError, UsageError
 from bsa_bench.inputs import check_inputs
 from bsa_bench.measure.choice import choose_timer
 from bsa_bench.result import CacheChoice, Case, TimerChoice
@@ -25,8 +27,14 @@ from bsa_bench.run.probe import probe, question_of
 from bsa_bench.run.rounds import NUM_PROCESSES
 from bsa_bench.store.writer import RunWriter, check_writable, default_run_id, latest_run, run_to_resume
 from bsa_bench.suite import Suite, load_suite, override
+from bsa_bench.text import shortened, visible
 from bsa_bench.units import parse_duration
 
+if TYPE_CHECKING:
+    from bsa_bench.report import WrittenReports
+
+MOST_LETTERS = 300
+"""Of what a report says that failed; its own command shows all of it."""
 _KINDS: tuple[DeviceKind, ...] = ("cpu", "cuda")
 
 
@@ -57,12 +65,17 @@ class RunRequest:
 
 
 def run_suite(request: RunRequest) -> int:
-    """Check everything that can be checked first, then run; returns the exit code.
+    """Check everything that can be checked first, then run, whoever reads along; returns the exit code.
 
     Raises:
         UsageError: the suite, an override, an implementation, an input or the run to resume is wrong.
         StoreError: results cannot be stored.
     """
+    with lasting_streams():
+        return _run_suite(request)
+
+
+def _run_suite(request: RunRequest) -> int:
     started = command_started()
     budget_s = parse_duration(request.budget) if request.budget else None
     limit_s = parse_duration(request.time_limit) if request.time_limit else None
@@ -134,20 +147,26 @@ def run_suite(request: RunRequest) -> int:
 
 
 def _finish(request: RunRequest, folder: Path, outcome: RunOutcome, num_processes: int) -> int:
-    from bsa_bench.report import print_table, write_reports
+    """Print what was measured and where it is, then write the report, which may fail without taking that away."""
+    from bsa_bench.report import print_table
     from bsa_bench.store.reader import read_run
 
-    written = None
-    if request.report:
-        written = write_reports([folder], request.reports / folder.name)
+    if not request.as_json:
+        print_table(read_run(folder), plain_console())
+        for message in outcome.messages:
+            print(visible(message))
+        print(f"results: {visible(str(folder))}", flush=True)
+    written, trouble = _report(folder, request.reports / folder.name) if request.report else (None, None)
+    code = outcome.exit_code or (EXIT_REPORT_FAILED if trouble else EXIT_OK)
     if request.as_json:
         json.dump(
             {
                 "run": folder.name,
-                "results": str(folder),
-                "report": str(written.markdown[0].markdown) if written else None,
-                "report_html": str(written.page) if written else None,
-                "exit_code": outcome.exit_code,
+                "results": visible(str(folder)),
+                "report": visible(str(written.markdown[0].markdown)) if written else None,
+                "report_html": visible(str(written.page)) if written else None,
+                "report_error": trouble,
+                "exit_code": code,
                 "num_processes": num_processes,
                 "counts": {status.value: count for status, count in outcome.counts.items()},
                 "remaining": [case.case_id for case in outcome.remaining],
@@ -157,16 +176,25 @@ def _finish(request: RunRequest, folder: Path, outcome: RunOutcome, num_processe
             indent=2,
         )
         print()
-        return outcome.exit_code
-    from rich.console import Console
+    for path in written.texts if written and not request.as_json else ():
+        print(f"report: {visible(str(path))}")
+    if trouble:
+        print_error(f"the report failed: {trouble}; the results are kept, `bsa-bench report {folder}` tries again")
+    return code
 
-    print_table(read_run(folder), Console())
-    for message in outcome.messages:
-        print(message)
-    print(f"results: {folder}")
-    for path in written.texts if written else ():
-        print(f"report: {path}")
-    return outcome.exit_code
+
+def _report(folder: Path, out_dir: Path) -> tuple[WrittenReports | None, str | None]:
+    """Write a run's reports; what was written, or why that failed, in one line."""
+    from bsa_bench.report.labels import one_line
+
+    try:
+        from bsa_bench.report import write_reports
+
+        return write_reports([folder], out_dir), None
+    except BenchError as error:
+        return None, one_line(str(error))
+    except Exception as error:  # noqa: BLE001  # a defect of the report must not hide hours of measuring
+        return None, shortened(one_line(f"{type(error).__name__}: {error}"), MOST_LETTERS)
 
 
 def _resumed_run_id(request: RunRequest, suite: Suite) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,8 +10,10 @@ from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from bsa_bench.cli.static_app import Request
+from bsa_bench.console import plain_console
 from bsa_bench.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from bsa_bench.limits.file import read_limits, with_limits
 from bsa_bench.static.analyse import Analysis, analyse, devices_for
@@ -143,7 +144,7 @@ def _analyses(
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=plain_console(file=sys.stderr),
         transient=True,
         disable=not sys.stderr.isatty(),
     )
@@ -204,7 +205,7 @@ def _print_changes(changes: Sequence[Change], base: str, head: str) -> None:
     for change in changes:
         if change.verdict == "same":
             continue
-        console.print(f"\n[bold]{change.name}, {change.arch}[/bold]: {change.verdict}", highlight=False)
+        console.print(Text(f"\n{change.name}, {change.arch}", "bold") + Text(f": {change.verdict}", "not bold"))
         if change.reason:
             console.print(f"  {change.reason}", markup=False, highlight=False)
         for figure, (before, after) in change.figures.items():
@@ -222,5 +223,4 @@ def _print_changes(changes: Sequence[Change], base: str, head: str) -> None:
 
 
 def _console() -> Console:
-    is_terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console() if is_terminal else Console(width=_WIDTH)
+    return plain_console(elsewhere=_WIDTH)

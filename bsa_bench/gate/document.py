@@ -24,7 +24,7 @@ def read_result(path: Path) -> GateResult:
         StoreError: it cannot be read, or holds something else than a gate's result of this version.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file, expected the JSON document of a gate run") from None
     except UnicodeDecodeError as error:

@@ -108,7 +108,7 @@ def read_published(path: Path) -> list[Published]:
         UsageError: there is no such file, or one of its lines is not a published figure.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UsageError(f"published figures: {path}: {reason}; {REMEDY}") from error

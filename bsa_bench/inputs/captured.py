@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bsa_bench.errors import InputError
+from bsa_bench.files import describe_tensors, why_no_file
 from bsa_bench.inputs.finite import not_finite
+from bsa_bench.text import shortened
 from bsa_bench.workload import Workload
 
 if TYPE_CHECKING:
@@ -14,22 +17,25 @@ if TYPE_CHECKING:
 
 _NAMES = ("q", "k", "v")
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_MOST_NAMES = 6
+_LAYERED = re.compile(r"(?:^|[^a-zA-Z])([qkvQKV])(?=[^a-zA-Z]|$)")
+"""A name's part that says which of the three it is: `layers.0.q`, `blocks/3/attn/k`, `q_17`, `to_v`."""
 
 
 def check_captured(path: Path, workload: Workload) -> None:
     """Raise InputError unless the header of `path` has q, k, v of the workload's shape; no tensor is read."""
     import safetensors
 
-    if not path.is_file():
-        raise InputError(f"captured: no such file: {path}")
+    if why := why_no_file(path):
+        raise InputError(f"captured: {why}")
     expected = (workload.batch, workload.heads, workload.num_tokens, workload.head_dim)
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             missing = [name for name in _NAMES if name not in file.keys()]  # noqa: SIM118  not a dict
             if missing:
-                found = ", ".join(sorted(file.keys())) or "nothing"
                 raise InputError(
-                    f"captured {path}: expected tensors q, k and v, missing {', '.join(missing)}; it has {found}"
+                    f"captured {path}: expected tensors q, k and v, missing {', '.join(missing)}; "
+                    + _what_there_is(sorted(file.keys()), path)
                 )
             for name in _NAMES:
                 part = file.get_slice(name)
@@ -41,8 +47,41 @@ def check_captured(path: Path, workload: Workload) -> None:
                     )
                 if dtype not in _FLOATS:
                     raise InputError(f"captured {path}: {name} is {dtype}, expected one of {', '.join(_FLOATS)}")
-    except safetensors.SafetensorError as error:
-        raise InputError(f"captured {path}: not a readable safetensors file ({error})") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"captured {path}: {_what_it_is(path, error)}") from error
+
+
+def _what_it_is(path: Path, error: Exception) -> str:
+    """Of a file that safetensors does not read: by its name, and how it is saved as it should be."""
+    try:
+        name = describe_tensors(path)
+    except OSError:
+        name = None
+    if name is None:
+        return f"not a readable safetensors file ({shortened(str(error), 200)})"
+    return (
+        f"it is {name}, expected a safetensors file; load q, k and v [batch, heads, tokens, head_dim] and write "
+        'safetensors.torch.save_file({"q": q, "k": k, "v": v}, "qkv.safetensors")'
+    )
+
+
+def _what_there_is(names: list[str], path: Path) -> str:
+    """The tensors of a file without q, k and v; where several layers have some, what to write for one of them."""
+    listed = ", ".join(shortened(name, 80) for name in names[:_MOST_NAMES]) or "nothing"
+    listed += f" and {len(names) - _MOST_NAMES:,} more" * (len(names) > _MOST_NAMES)
+    groups: dict[str, dict[str, str]] = {}
+    for name in names:
+        if found := _LAYERED.search(name):
+            groups.setdefault(name[: found.start(1)] + name[found.end(1) :], {})[found.group(1).lower()] = name
+    whole = [each for each in groups.values() if each.keys() == set(_NAMES)]
+    if not whole:
+        return f"it has {listed}"
+    tensors = ", ".join(f'"{name}": t["{shortened(whole[0][name], 80)}"]' for name in _NAMES)
+    return (
+        f"it has {listed}; there are q, k and v of {len(whole):,} layer{'s' * (len(whole) != 1)}, and one file holds "
+        f'one. Write one of them: t = safetensors.torch.load_file("{path.name}"); '
+        f'safetensors.torch.save_file({{{tensors}}}, "layer.safetensors")'
+    )
 
 
 def check_values(path: Path, workload: Workload) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bsa_bench.errors import InputError
 from bsa_bench.file_digest import file_digest
+from bsa_bench.files import why_no_file
 
 if TYPE_CHECKING:
     import torch
@@ -184,8 +185,8 @@ def _decode(path: Path) -> Iterator[tuple[Any, str]]:
     import av
     import av.error
 
-    if not path.is_file():
-        raise InputError(f"video: no such file: {path}")
+    if why := why_no_file(path):
+        raise InputError(f"video: {why}")
     try:
         with av.open(str(path)) as container:
             stream = _film(path, container)

@@ -52,7 +52,7 @@ def read_limits(path: Path) -> Limits:
         UsageError: it is not there, or is none; names what was expected.
     """
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
         return Limits.model_validate(content)
     except OSError as error:
         raise UsageError(f"--limits: {path}: {error.strerror}") from error

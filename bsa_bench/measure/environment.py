@@ -98,7 +98,7 @@ def _cpu(started: ProcessStart, threads: int | None) -> dict[str, str | int | fl
     flags: set[str] = set()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 model = value.strip()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bsa_bench.profiling.document import OperatorRow, PhaseRow, ProfileDocument
 from bsa_bench.report.tables import table
@@ -61,9 +62,9 @@ def print_summary(made: ProfileDocument, console: Console) -> None:
 def _rich_table(section: Section) -> Table:
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for index, name in enumerate(section.head):
-        found.add_column(name, justify="left" if index < section.words else "right", overflow="fold")
+        found.add_column(Text(name), justify="left" if index < section.words else "right", overflow="fold")
     for row in section.body:
-        found.add_row(*(cell.replace("[", r"\[") for cell in row))
+        found.add_row(*map(Text, row))
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from bsa_bench.report.findings import groups, unavailable
 from bsa_bench.report.labels import Labels, join_words, percent, scientific
+from bsa_bench.report.markdown import code, words
 from bsa_bench.report.verdicts import Verdicts
 from bsa_bench.result import Status
 from bsa_bench.store.derive import Row
@@ -74,7 +75,7 @@ def _what_to_use(
         else:
             choices.append((choice, [tokens]))
     told = [f"{choice} at {_lengths(lengths)}" for choice, lengths in choices]
-    return f"**{passes} on {device}: {'; '.join(told)}.**"
+    return f"**{passes} on {words(device)}: {'; '.join(told)}.**"
 
 
 def _choice(group: Sequence[Row], verdicts: Verdicts, labels: Labels) -> str:
@@ -83,7 +84,7 @@ def _choice(group: Sequence[Row], verdicts: Verdicts, labels: Labels) -> str:
         return "not compared"
     if verdicts.doubt(best) is not None:
         return "no verdict"
-    return f"use `{labels.of((best if best.speedup.value > 1 else best.dense).result.case)}`"
+    return f"use {code(labels.of((best if best.speedup.value > 1 else best.dense).result.case))}"
 
 
 def _lengths(lengths: Sequence[int]) -> str:
@@ -97,7 +98,7 @@ def _lengths(lengths: Sequence[int]) -> str:
 def _how_far(best: Row, verdicts: Verdicts, labels: Labels) -> str:
     """The speed-up at the longest length, the ideal, what keeps it from that, and what it costs in fidelity."""
     case = best.result.case
-    text = f"At {best.num_tokens:,} tokens `{labels.of(case)}` is {verdicts.words(best, labels, quote='`')}"
+    text = f"At {best.num_tokens:,} tokens {code(labels.of(case))} is {verdicts.words(best, labels, quote=code)}"
     if best.achieved_share is not None:
         text += f", {percent(best.achieved_share)} of the ideal {format_ratio(best.ideal_speedup)} (1 / density)"
         text += _why(best)
@@ -129,9 +130,9 @@ def _not_run(run: Run, rows: Sequence[Row]) -> str:
     left = sum(row.result.status is Status.NOT_MEASURED for row in rows)
     texts = []
     if missing:
-        texts.append(f"not available here: {join_words([f'`{name}`' for name in missing])}")
+        texts.append(f"not available here: {join_words(list(map(code, missing)))}")
     if failed:
-        names = dict.fromkeys(f"`{row.result.case.implementation}`" for row in failed)
+        names = dict.fromkeys(code(row.result.case.implementation) for row in failed)
         texts.append(f"failed: {len(failed)} cases of {join_words(list(names))}")
     if left:
         texts.append(f"not reached: {left} cases")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from bsa_bench.report.labels import Labels, percent, workload_label
+from bsa_bench.report.markdown import code, words
 from bsa_bench.store.derive import Row
 from bsa_bench.store.reader import Run
 from bsa_bench.units import format_bytes, format_flop, format_seconds
@@ -27,7 +28,7 @@ def device_lines(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
         lines += ["", f"| {' | '.join(HEAD)} |", f"|---|{'---:|' * (len(HEAD) - 1)}"]
     for row, found in told:
         case = row.result.case
-        name = f"`{labels.of(case)}` {case.passes}, {workload_label(case)}"
+        name = f"{code(labels.of(case))} {case.passes}, {words(workload_label(case))}"
         own = format_seconds(row.whole.median if row.whole else None)
         lines.append(f"| {name} | {own} | {' | '.join(each or '-' for each in found)} |")
     return [*lines, "", ABOUT] if told else lines
@@ -35,7 +36,10 @@ def device_lines(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
 
 def _ceiling_text(run: Run) -> str:
     formats = {"FLOP/s": format_flop, "B/s": format_bytes}
-    figures = [f"{each.name} {formats[each.unit](each.value)}/s ({each.detail})" for each in run.run_lines[-1].ceilings]
+    figures = [
+        f"{words(each.name)} {formats[each.unit](each.value)}/s ({words(each.detail)})"
+        for each in run.run_lines[-1].ceilings
+    ]
     return f"Measured on this device before the first case: {'; '.join(figures)}."
 
 

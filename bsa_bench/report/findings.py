@@ -18,6 +18,7 @@ from bsa_bench.report.labels import (
     scientific,
     shape_label,
 )
+from bsa_bench.report.markdown import code, words
 from bsa_bench.report.verdicts import Verdicts
 from bsa_bench.result import CHECKED_WITHIN, PASSES, Result, Status
 from bsa_bench.store.break_even import BreakEven, break_even_densities, break_even_lengths
@@ -48,7 +49,7 @@ def findings(run: Run, rows: Sequence[Row], labels: Labels, *, leave_out: Collec
         ("Break-even length", _break_even_lengths(rows, labels)),
         ("Break-even density", [_break_even_density(b, labels) for b in break_even_densities(rows)]),
         (NOT_RUN, _failures(run, rows, labels)),
-        (UNAVAILABLE, [f"`{name}`: {one_line(why)}" for name, why in unavailable(run).items()]),
+        (UNAVAILABLE, [f"{code(name)}: {words(one_line(why))}" for name, why in unavailable(run).items()]),
         ("To keep in mind", _caveats(run, rows, labels)),
     ):
         if bullets and title not in leave_out:
@@ -121,12 +122,14 @@ def _fastest(correct: Sequence[Row], labels: Labels, verdicts: Verdicts) -> list
         if best is None:
             continue
         case = best.result.case
-        where = f"{case.passes}, {case.workload.num_tokens:,} tokens ({shape_label(case.workload)})"
-        text = f"{where}: **`{labels.of(case)}`**, {latency_text(best.whole)} ({processes_text(best.num_processes)})"
+        where = f"{case.passes}, {case.workload.num_tokens:,} tokens ({words(shape_label(case.workload))})"
+        text = (
+            f"{where}: **{code(labels.of(case))}**, {latency_text(best.whole)} ({processes_text(best.num_processes)})"
+        )
         if best.is_baseline:
             text += f"; it is dense{_beside_sparse(rows, verdicts)}"
         elif best.dense:
-            dense = f"{verdicts.dense_name(best, labels, quote='`')}, {latency_text(best.dense.whole)}"
+            dense = f"{verdicts.dense_name(best, labels, quote=code)}, {latency_text(best.dense.whole)}"
             doubt = f"; no verdict, {why}" if best.speedup and (why := verdicts.doubt(best)) else ""
             text += f"; the fastest dense row is {dense}{doubt}"
         bullets.append(text + ".")
@@ -153,8 +156,8 @@ def _speedups(correct: Sequence[Row], labels: Labels, verdicts: Verdicts) -> lis
         for row in sorted(sparse, key=lambda r: r.speedup.value if r.speedup else 0, reverse=True):
             case = row.result.case
             text = (
-                f"{case.passes}, {row.num_tokens:,} tokens: `{labels.of(case)}` as a whole operator"
-                f"{':' if verdicts.doubt(row) else ' is'} {verdicts.words(row, labels, quote='`', strong='**')}"
+                f"{case.passes}, {row.num_tokens:,} tokens: {code(labels.of(case))} as a whole operator"
+                f"{':' if verdicts.doubt(row) else ' is'} {verdicts.words(row, labels, quote=code, strong='**')}"
             )
             if row.achieved_share is not None and row.density is not None:
                 text += (
@@ -187,7 +190,7 @@ def _break_even_lengths(rows: Sequence[Row], labels: Labels) -> list[str]:
 
 def _break_even_length(found: BreakEven, labels: Labels) -> str:
     case = found.rows[0].result.case
-    who = f"{case.passes}: `{labels.of(case)}` ({shape_label(case.workload)})"
+    who = f"{case.passes}: {code(labels.of(case))} ({words(shape_label(case.workload))})"
     lengths = sorted({row.num_tokens for row in found.rows})
     span = f"{lengths[0]:,} to {lengths[-1]:,} tokens" if len(lengths) > 1 else f"only {lengths[0]:,} tokens"
     if found.at is None:
@@ -204,7 +207,7 @@ def _break_even_density(found: BreakEven, labels: Labels) -> str:
     row = found.rows[0]
     case = row.result.case
     densities = [r.density for r in found.rows if r.density]
-    who = f"{case.passes}, {row.num_tokens:,} tokens: `{labels.of(case, without_density=True)}`"
+    who = f"{case.passes}, {row.num_tokens:,} tokens: {code(labels.of(case, without_density=True))}"
     span = f"{three_digits(min(densities))} to {three_digits(max(densities))}"
     if found.at is None:
         return f"{who}: not reached in the measured range (realised density {span})."
@@ -233,7 +236,7 @@ def failures(run: Run, rows: Sequence[Row]) -> dict[tuple[Status, str], list[Res
 def _failures(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     unverified = [row.result for row in rows if row.is_unverified]
     bullets = [
-        f"**{status}** ({status.meaning}): {reason}. {describe_cases(results, labels)}."
+        f"**{status}** ({status.meaning}): {words(reason)}. {describe_cases(results, labels)}."
         for (status, reason), results in failures(run, rows).items()
     ]
     if unverified:
@@ -274,7 +277,7 @@ def _caveats(run: Run, rows: Sequence[Row], labels: Labels) -> list[str]:
     if split := bimodal_lines(rows, labels):
         bullets.append(
             "The processes of these fall into two groups, so that the median is of one of them or between: "
-            f"{'; '.join(split)}."
+            f"{'; '.join(map(words, split))}."
         )
     apart = [r.result for r in rows if any(timing.timers_disagree for timing in r.timings)]
     if apart:

@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from bsa_bench.report.markdown import code
 from bsa_bench.result import Case, Result
 from bsa_bench.stats import Summary
 from bsa_bench.store.break_even import density_options
 from bsa_bench.store.derive import Ratio, Row
+from bsa_bench.text import visible
 from bsa_bench.units import format_ratio, format_seconds, three_digits
 from bsa_bench.workload import Workload
 
@@ -47,12 +49,12 @@ class Labels:
         if not case.options:
             return case.implementation
         if case.variant in self._sufficient and not without_density:
-            return f"{case.implementation} {case.variant}"
+            return visible(f"{case.implementation} {case.variant}")
         left_out = self.density.get(case.method) if without_density else None
         parts = [_option(name, case.options.get(name)) for name in self._varying[case.method] if name != left_out]
         if case.variant and not without_density:
             parts.insert(0, case.variant)
-        return " ".join([case.implementation, ", ".join(parts)]).strip()
+        return visible(" ".join([case.implementation, ", ".join(parts)])).strip()
 
     def setting(self, case: Case) -> str:
         """The part of `of` that names options, behind the method where the run has several."""
@@ -62,7 +64,7 @@ class Labels:
 
 def workload_label(case: Case) -> str:
     """What the rows of one table attend to: `16x32x32 = 16,384 tokens, ..., causal`."""
-    return f"{case.workload.label}{', causal' * case.claims.causal}"
+    return f"{visible(case.workload.label)}{', causal' * case.claims.causal}"
 
 
 def input_line(results: Iterable[Result]) -> str | None:
@@ -91,7 +93,7 @@ def shape_label(workload: Workload) -> str:
     model = f"{workload.model}, " if workload.model else ""
     batch = f"batch {workload.batch}, " if workload.batch != 1 else ""
     heads = f"{workload.heads} head{'s' * (workload.heads != 1)} x {workload.head_dim}"
-    return f"{model}{batch}{heads}, {workload.dtype}, {workload.input.label}"
+    return visible(f"{model}{batch}{heads}, {workload.dtype}, {workload.input.label}")
 
 
 def timer_label(rows: Iterable[Row]) -> str:
@@ -118,7 +120,7 @@ def describe_cases(results: Iterable[_HasCase], labels: Labels) -> str:
         for name, lengths in passes.items():
             by_lengths.setdefault(tuple(sorted(lengths)), []).append(name)
         texts += [
-            f"`{label}` ({join_words(names)}) at {join_words([f'{n:,}' for n in lengths])} tokens"
+            f"{code(label)} ({join_words(names)}) at {join_words([f'{n:,}' for n in lengths])} tokens"
             for lengths, names in by_lengths.items()
         ]
     return "; ".join(texts)

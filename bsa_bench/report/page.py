@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bsa_bench.report import style
 from bsa_bench.report.style import Format, StyleName, Theme
+from bsa_bench.text import num_cells, shortened, visible, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 COLUMN_INCHES = 3.35
 LEGEND_LETTERS = 36
 """On a screen a longer label takes the next line, for the legend takes its width from the panels."""
+PAPER_LETTERS, LABEL_LETTERS, TITLE_LETTERS = 48, 72, 144
+"""Longer ones are shortened in the middle: on paper, beside a row, and in titles and legends."""
+LINE_LETTERS = 50
+"""A longer label of a row takes several lines, of `LEGEND_LETTERS`."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,7 @@ class Page:
     @contextmanager
     def settings(self) -> Iterator[None]:
         """Have matplotlib draw with this page's settings."""
-        import matplotlib as mpl
-
-        with mpl.rc_context(style.rc(self.style, self.theme)):
+        with style.drawing(self.style, self.theme):
             yield
 
     def figure(self, panels: int, *, title: str, height: float = 4.6, columns: int = 2) -> tuple[Figure, list[Axes]]:
@@ -109,23 +111,27 @@ class Page:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(width, height), layout="constrained")
+        figure.set_label(title)
         if not self.is_paper:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+            figure.suptitle(wrapped(visible(title), 96), x=0.01, ha="left", fontsize=12.5, fontweight="bold")
         return figure
 
     def panel_title(self, axes: Axes, text: str, *, width: int | None = None) -> None:
         """Set a panel's title, in lines of `width` letters, or of as many as fit in the panel; on paper in one line."""
         grid = axes.get_gridspec()
         fitting = {1: 84, 2: 48}.get(grid.ncols if grid else 1, 32)
-        axes.set_title(text if self.is_paper else "\n".join(textwrap.wrap(text, width or fitting)))
+        shown = shortened(visible(text), PAPER_LETTERS if self.is_paper else TITLE_LETTERS)
+        axes.set_title(shown if self.is_paper else wrapped(shown, width or fitting))
 
     def row_labels(self, axes: Axes, labels: Sequence[str], *, up: float = -1.0) -> None:
         """Label rows at 0, 1, ... at the left; on paper, where that would leave them no width, above each.
 
         `up` is -1 where the axis points down.
         """
+        labels = [shortened(visible(label), PAPER_LETTERS if self.is_paper else LABEL_LETTERS) for label in labels]
         if not self.is_paper:
-            axes.set_yticks(range(len(labels)), labels=labels)
+            lines = [label if num_cells(label) <= LINE_LETTERS else wrapped(label, LEGEND_LETTERS) for label in labels]
+            axes.set_yticks(range(len(labels)), labels=lines)
             return
         axes.set_yticks([])
         where = axes.get_yaxis_transform()
@@ -143,16 +149,16 @@ class Page:
         if not handles:
             return
         names += [str(handle.get_label()) for handle in more]
+        names = [visible(name) for name in names]
         if self.is_paper:
-            self._legend_below(figure, handles, names)
+            self._legend_below(figure, handles, [shortened(name, PAPER_LETTERS) for name in names])
             return
-        texts = ["\n".join(textwrap.wrap(name, LEGEND_LETTERS, break_on_hyphens=False)) for name in names]
+        texts = [wrapped(shortened(name, TITLE_LETTERS), LEGEND_LETTERS) for name in names]
         num_lines = sum(text.count("\n") + 1 for text in texts)
         _grow(figure, 0.9 + 0.21 * num_lines)
         figure.legend(handles, texts, loc="outside right center", handlelength=2.8)
 
     def _legend_below(self, figure: FigureBase, handles: Sequence[Any], names: Sequence[str]) -> None:
-        names = [" ".join(name.split()) for name in names]
         columns = 2 if max(map(len, names)) <= 20 else 1
         _grow(figure, 0.0, more=0.15 * math.ceil(len(names) / columns) + 0.1)
         figure.legend(
@@ -168,6 +174,11 @@ class Page:
     def save(self, figure: Figure, folder: Path, name: str) -> tuple[Path, ...]:
         """Write a figure in the page's formats."""
         return style.save(figure, folder, f"{name}{self.suffix}", self.formats)
+
+
+def series_label(text: str) -> str:
+    """A label that legends list; matplotlib leaves out those that begin with an underscore, so a blank precedes it."""
+    return f" {visible(text)}" if text.startswith("_") else visible(text)
 
 
 def _grow(figure: FigureBase, least: float, *, more: float = 0.0) -> None:

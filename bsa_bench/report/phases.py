@@ -9,6 +9,7 @@ from bsa_bench.report import style
 from bsa_bench.report.findings import groups
 from bsa_bench.report.kit import Kit, Plot, doubts, panels
 from bsa_bench.report.labels import timer_label
+from bsa_bench.report.page import series_label
 from bsa_bench.store.derive import Row
 from bsa_bench.store.frame import PHASES
 from bsa_bench.units import format_seconds
@@ -91,7 +92,7 @@ def _draw_bars(axes: Axes, rows: Sequence[Row], names: Sequence[str], colours: d
             widths,
             left=left,
             height=0.36 if kit.page.is_paper else 0.72,
-            label=name.replace("_", " "),
+            label=series_label(name.replace("_", " ")),
             color=kit.page.colour(colours[name]),
             hatch="////" if name.endswith("_backward") else None,
             edgecolor=kit.page.background,

@@ -74,9 +74,6 @@ class PlanPicture:
 
 def draw_plan(plan: PlanPicture, folder: Path, page: Page) -> Plot:
     """Draw the KV blocks on top, a picture for each run of latent frames of one pattern, and below the query tokens."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     groups = _groups(plan)
     shown = _evenly(groups, 6 if page.is_paper else MAX_PICTURES)
     steps = _evenly([t for t in range(plan.grid[0]) if plan.in_block[t].any()], 4 if page.is_paper else 8)
@@ -104,6 +101,9 @@ def draw_plan(plan: PlanPicture, folder: Path, page: Page) -> Plot:
         _heading(below, f"{num_kept} of {num_queries} query tokens computed{by_frame}", page)
         for axes, t in zip(_pictures(below, len(steps), max(len(steps), 2)), steps, strict=False):
             _draw_queries(axes, plan, t, page)
+        from matplotlib.lines import Line2D
+        from matplotlib.patches import Patch
+
         blue, red = page.colour(style.SKY), page.colour(style.VERMILLION)
         handles: list[Any] = [
             Patch(facecolor="none", edgecolor=blue, linewidth=1.5, label="KV block that is seen"),

@@ -100,6 +100,15 @@ KINDS: dict[str, Kind] = {
 """All that is drawn from stored results alone; a report has each for which there is data."""
 
 
+FIGURES = tuple(
+    f"{name}-{passes.replace('+', '-')}{suffix}"
+    for name in (*KINDS, "roofline", "tflops-published", "error-speedup")
+    for passes in PASSES
+    for suffix in (".png", ".svg")
+)
+"""The files that a report writes, or that one of an earlier version wrote."""
+
+
 def draw_plots(
     rows: Sequence[Row],
     labels: Labels,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from bsa_bench.imports.record import Published
 from bsa_bench.report import axes as axis
 from bsa_bench.report.kit import Kit, Plot, num_lengths, panels
 from bsa_bench.report.labels import timer_label
-from bsa_bench.report.page import Page
+from bsa_bench.report.page import Page, series_label
 from bsa_bench.report.published import shape_words
 from bsa_bench.report.tflops_plot import throughput
 from bsa_bench.store.derive import Row
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 DASHES = ((0, (1, 1)), (0, (6, 2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "o^sDv"
-LABEL_LETTERS = 38
-"""A longer label takes the next line, for the legend takes its width from the panels."""
 
 Lines = dict[str, dict[int, float]]
 """TFLOP/s by length, of each label."""
@@ -79,7 +76,7 @@ def matching_lines(rows: Sequence[Row], kit: Kit, published: Sequence[Published]
     for length, each in matching:
         own = [word for word in shape_words(each) if word not in shared or word == each.axes.dtype]
         text = f"{each.origin}: {', '.join([each.name, *own])}"
-        label = "\n".join(textwrap.wrap(text, LABEL_LETTERS, break_on_hyphens=False)).replace("$", r"\$")
+        label = series_label(text)
         lines.setdefault(label, {})[length] = each.value / 1e12
     return lines
 

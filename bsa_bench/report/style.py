@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from bsa_bench.errors import StoreError
+from bsa_bench.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +61,11 @@ _RC: dict[str, Any] = {
     "legend.frameon": False,
     "hatch.linewidth": 0.7,
     "svg.hashsalt": "bsa-bench",
+    "svg.fonttype": "none",
     "pdf.fonttype": 42,
+    # Names are the user's: a dollar sign in one begins no formula.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 _SIZES: Mapping[StyleName, dict[str, Any]] = {
     "screen": {
@@ -136,12 +148,51 @@ def looks(series: Mapping[str, bool], theme: Theme = "light") -> dict[str, Look]
     return found
 
 
+@contextmanager
+def drawing(style: StyleName, theme: Theme) -> Iterator[None]:
+    """Have matplotlib draw with a style and a theme, and else as it was shipped: nothing of the user's settings shows.
+
+    Letters that the font lacks are boxes, in SVG files text that a viewer's own fonts show.
+
+    Raises:
+        StoreError: matplotlib cannot be imported, for a settings file in this folder that is no text, say.
+    """
+    try:
+        mpl = _import_matplotlib()
+    except (ImportError, ValueError, OSError) as error:
+        raise StoreError(f"plots cannot be drawn, matplotlib does not load here: {error}") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+        warnings.filterwarnings("ignore", category=mpl.MatplotlibDeprecationWarning)
+        shipped = {name: value for name, value in mpl.rcParamsDefault.items() if not name.startswith("backend")}
+        with mpl.rc_context(shipped | rc(style, theme)):
+            yield
+
+
+def _import_matplotlib() -> Any:
+    """Without the variables that name a backend and a settings file, which may be of another program or not be there.
+
+    We draw into files alone, so no backend is chosen.
+    """
+    given = {name: os.environ.pop(name) for name in ("MPLBACKEND", "MATPLOTLIBRC") if name in os.environ}
+    spec = importlib.util.find_spec("matplotlib")
+    try:
+        if spec and spec.origin and "matplotlib" not in sys.modules:
+            os.environ["MATPLOTLIBRC"] = str(Path(spec.origin).parent / "mpl-data" / "matplotlibrc")
+        import matplotlib as mpl
+    finally:
+        os.environ.pop("MATPLOTLIBRC", None)
+        os.environ.update(given)
+    return mpl
+
+
 def save(figure: Figure, folder: Path, name: str, formats: Sequence[Format]) -> tuple[Path, ...]:
-    """Write a figure in each format; the same figure gives the same bytes."""
+    """Write a figure in each format, with its label as the title; the same figure gives the same bytes."""
+    title = visible(str(figure.get_label()))
     metadata: dict[Format, dict[str, Any]] = {
         "png": {"Software": None},
-        "svg": {"Date": None, "Creator": None},
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+        "svg": {"Date": None, "Creator": None, "Title": title},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Title": title},
     }
     files = []
     for each in formats:

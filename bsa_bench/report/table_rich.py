@@ -59,7 +59,7 @@ def print_rich(table: Table, console: Console) -> None:
 def to_plain(table: Table) -> str:
     """What `print_rich` prints into a pipe."""
     out = io.StringIO()
-    print_rich(table, Console(file=out, force_terminal=False, color_system=None, width=_NOTE_WIDTH))
+    print_rich(table, Console(file=out, force_terminal=False, color_system=None, width=_NOTE_WIDTH, emoji=False))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -100,4 +100,4 @@ def _cells(row: Sequence[Cell], columns: Sequence[Column], letters: dict[str, st
 def _print_note(text: str, console: Console) -> None:
     width = console.width if console.is_terminal else _NOTE_WIDTH
     lines = textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console.print(Text("\n".join(lines)), soft_wrap=True)

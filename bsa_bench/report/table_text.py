@@ -7,12 +7,12 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 
+from bsa_bench.report.markdown import code, words
 from bsa_bench.report.table_model import Cell, Column, Mark, Table
 
 CODE = re.compile(r"`([^`]+)`")
 MARKDOWN_LEGEND = "**Bold**: the best of its column and group; <ins>underlined</ins>: the second-best. "
 SEPARATE = "Marked only where the intervals of 95% coverage (of five processes 94%) are separate."
-_MARKUP = re.compile(r"([\\*_<|~$&]|\[(?=[^\]]*\]\())")
 
 
 def markdown_grid(head: Sequence[str], is_left: Sequence[bool], body: Sequence[Sequence[str]]) -> list[str]:
@@ -101,7 +101,7 @@ def _csv_notes(row: Sequence[Cell], columns: Sequence[Column]) -> list[str]:
 
 def _markdown_cell(cell: Cell, column: Column, letters: dict[str, str]) -> str:
     text = cell.text(column)
-    text = f"`{text}`" if cell.is_code else _escaped(text)
+    text = code(text) if cell.is_code else _escaped(text)
     text = {Mark.BEST: f"**{text}**", Mark.SECOND: f"<ins>{text}</ins>"}.get(cell.mark, text)
     refs = ",".join(sorted(letters[note] for note in cell.footnotes))
     return f"{text}<sup>{refs}</sup>" if refs else text
@@ -110,7 +110,7 @@ def _markdown_cell(cell: Cell, column: Column, letters: dict[str, str]) -> str:
 def _escaped(text: str) -> str:
     """Escape markup, but in code."""
     parts = CODE.split(" ".join(text.split()))
-    return "".join(f"`{part}`" if i % 2 else _MARKUP.sub(r"\\\1", part) for i, part in enumerate(parts))
+    return "".join(code(part) if i % 2 else words(part) for i, part in enumerate(parts))
 
 
 def _on_one_line(text: str) -> str:

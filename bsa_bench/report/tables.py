@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import PurePath
 
 from bsa_bench.report.findings import fastest, groups
 from bsa_bench.report.labels import Labels, latency_text, percent, processes_text, scientific, shape_label, speedup_text
+from bsa_bench.report.markdown import code, words
 from bsa_bench.report.table_text import markdown_grid
 from bsa_bench.report.verdicts import Verdicts
 from bsa_bench.result import Environment
@@ -38,25 +40,27 @@ def environment_facts(run: Run) -> dict[str, str]:
     """Where the run was made, in Markdown; what is not known is left out."""
     env, line = run.environment, run.run_lines[-1]
     facts = {
-        "Suite": f"`{line.suite}`: {line.suite_title}",
-        "Suite file": line.suite_sha256 and f"SHA-256 `{line.suite_sha256}`",
-        "Input files": ", ".join(f"`{PurePath(path).name}`: SHA-256 `{digest}`" for path, digest in line.files.items()),
+        "Suite": f"{code(line.suite)}: {words(line.suite_title)}",
+        "Suite file": line.suite_sha256 and f"SHA-256 {code(line.suite_sha256)}",
+        "Input files": ", ".join(
+            f"{code(PurePath(path).name)}: SHA-256 {code(digest)}" for path, digest in line.files.items()
+        ),
         "Profile": line.profile,
         "Processes": f"{line.num_processes} a case, in random order with seed {line.seed}"
         if line.num_processes > 1
         else None,
-        "Command": f"`{' '.join(line.command)}`",
+        "Command": code(shlex.join(line.command)),
         "Started": ", resumed ".join(each.utc for each in run.run_lines),
-        "Device": f"{env.device_name} ({env.device_kind})",
-        **{f"Device: {name.replace('_', ' ')}": value for name, value in env.device_details.items()},
-        **{f"CPU: {name.replace('_', ' ')}": value for name, value in env.cpu.items()},
-        "System": env.os,
+        "Device": f"{words(env.device_name)} ({env.device_kind})",
+        **{f"Device: {words(name.replace('_', ' '))}": _fact(value) for name, value in env.device_details.items()},
+        **{f"CPU: {name.replace('_', ' ')}": _fact(value) for name, value in env.cpu.items()},
+        "System": words(env.os),
         "Python": env.python,
-        "Packages": ", ".join(f"{name} {version}" for name, version in env.packages.items() if version),
-        "Not installed": ", ".join(name for name, version in env.packages.items() if not version),
-        "Variables": ", ".join(f"`{name}={value}`" for name, value in env.variables.items()),
+        "Packages": ", ".join(words(f"{name} {version}") for name, version in env.packages.items() if version),
+        "Not installed": ", ".join(words(name) for name, version in env.packages.items() if not version),
+        "Variables": ", ".join(code(f"{name}={value}") for name, value in env.variables.items()),
         "Commit": _commit(env),
-        "Environment digest": f"`{env.hash}`",
+        "Environment digest": code(env.hash),
     }
     return {name: str(value) for name, value in facts.items() if value not in {None, ""}}
 
@@ -69,7 +73,7 @@ def overview_table(rows: Sequence[Row], labels: Labels, verdicts: Verdicts) -> l
         dense = best.dense if best else None
         body.append(
             [
-                f"{shape_label(case.workload)}{', causal' * case.claims.causal}",
+                f"{words(shape_label(case.workload))}{', causal' * case.claims.causal}",
                 case.passes,
                 f"{case.workload.num_tokens:,}",
                 _named(dense, labels) + (verdicts.share_measured(case) if dense else ""),
@@ -89,7 +93,7 @@ def speed_table(rows: Sequence[Row], labels: Labels, verdicts: Verdicts) -> list
     has_several = any(row.num_processes > 1 for row in rows)
     body = []
     for row in _by_latency(rows):
-        label = f"`{labels.of(row.result.case)}`"
+        label = code(labels.of(row.result.case))
         memory = row.result.memory
         body.append(
             [
@@ -126,7 +130,7 @@ def fidelity_table(rows: Sequence[Row], labels: Labels) -> list[str]:
         assert checks is not None
         body.append(
             [
-                f"`{label}`",
+                code(label),
                 "correct" if checks.passed else "**wrong**",
                 three_digits(row.density) if row.density else "-",
                 f"{scientific(error.relative_l2)} / {scientific(error.budget)} ({error.output})" if error else "-",
@@ -148,7 +152,7 @@ def list_lines(rows: Sequence[Row], labels: Labels) -> list[str]:
         work = row.result.work
         if work is None or work.list_mean is None or work.list_max is None:
             continue
-        text = f"`{labels.of(row.result.case)}`: {three_digits(work.list_mean)} KV blocks in the mean, at most "
+        text = f"{code(labels.of(row.result.case))}: {three_digits(work.list_mean)} KV blocks in the mean, at most "
         text += f"{work.list_max:,}; union efficiency {percent(work.union_efficiency)}"
         found.setdefault(labels.of(row.result.case), f"- {text}")
     return list(found.values())
@@ -163,7 +167,7 @@ def phase_table(rows: Sequence[Row], labels: Labels) -> list[str]:
     names += sorted({n for r in timed for n in r.phases} - set(PHASES))
     body = [
         [
-            f"`{labels.of(row.result.case)}`",
+            code(labels.of(row.result.case)),
             row.result.case.passes,
             f"{row.num_tokens:,}",
             *(format_seconds(row.phases.get(name)) for name in names),
@@ -173,7 +177,7 @@ def phase_table(rows: Sequence[Row], labels: Labels) -> list[str]:
         for group in groups(timed).values()
         for row in group
     ]
-    head = ["Implementation", "Pass", "Tokens", *(n.replace("_", " ") for n in names), "Sum", "Whole operator"]
+    head = ["Implementation", "Pass", "Tokens", *(words(n.replace("_", " ")) for n in names), "Sum", "Whole operator"]
     return table(head, body, words=2)
 
 
@@ -185,17 +189,21 @@ def paper_table(rows: Sequence[Row], labels: Labels) -> list[str]:
         if case.paper:
             body.append(
                 [
-                    f"`{labels.of(case)}`",
+                    code(labels.of(case)),
                     case.passes,
                     f"{case.workload.num_tokens:,}",
                     f"{case.paper.speedup:g}x (paper's figure, {case.paper.standing})",
                     speedup_text(row.speedup) if row.speedup else _no_speedup(row),
                     format_ratio(row.ideal_speedup),
-                    f"{STANDING[case.paper.standing]}: {case.paper.source}",
+                    f"{STANDING[case.paper.standing]}: {words(case.paper.source)}",
                 ]
             )
     head = ["Implementation", "Pass", "Tokens", "Paper's figure", "Measured here", "Ideal here", "Standing and source"]
     return table(head, body, words=2) if body else []
+
+
+def _fact(value: object) -> object:
+    return words(value) if isinstance(value, str) else value
 
 
 def _commit(env: Environment) -> str | None:
@@ -205,7 +213,7 @@ def _commit(env: Environment) -> str | None:
 
 
 def _named(row: Row | None, labels: Labels) -> str:
-    return f"`{labels.of(row.result.case)}` {format_seconds(row.whole.median)}" if row and row.whole else "-"
+    return f"{code(labels.of(row.result.case))} {format_seconds(row.whole.median)}" if row and row.whole else "-"
 
 
 def _by_latency(rows: Sequence[Row]) -> list[Row]:

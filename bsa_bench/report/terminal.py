@@ -27,6 +27,7 @@ from bsa_bench.report.verdicts import HOLDS_ONE, Verdicts
 from bsa_bench.result import Status
 from bsa_bench.store.derive import Ratio, Row, derive
 from bsa_bench.store.reader import Run
+from bsa_bench.text import visible
 from bsa_bench.units import format_ratio, format_seconds
 
 #: Counters of a row that are named; the report has all.
@@ -66,7 +67,7 @@ def print_table(run: Run, console: Console) -> None:
     notes = _notes(run, rows, labels, verdicts)
     if console.is_terminal:
         for note in notes:
-            console.print(note, markup=False, highlight=False)
+            console.print(Text(visible(note)))
     else:
         _print_plain(notes, console)
 
@@ -101,7 +102,7 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _print_plain(lines: Sequence[str], console: Console) -> None:
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(visible(line)), soft_wrap=True)
 
 
 def _print_rich(title: str, body: Sequence[Sequence[str]], shown: Sequence[int], console: Console) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bsa_bench.report.labels import Labels, faster_words, interval_text, join_words
 from bsa_bench.result import Case, Status
@@ -39,10 +39,10 @@ class Verdicts:
         measured = len(self._measured.get(_rivals(case), {}))
         return measured, measured + len(self._left.get(_rivals(case), []))
 
-    def dense_name(self, row: Row, labels: Labels, *, quote: str = "") -> str:
+    def dense_name(self, row: Row, labels: Labels, *, quote: Callable[[str], str] = str) -> str:
         """`full@flex`, or where others were left `the fastest dense measured (1 of 4), full@flex`."""
         assert row.dense is not None
-        name = f"{quote}{labels.of(row.dense.result.case)}{quote}"
+        name = quote(labels.of(row.dense.result.case))
         measured, asked = self.num_dense(row.result.case)
         return name if measured == asked else f"the fastest dense measured ({measured} of {asked}), {name}"
 
@@ -76,7 +76,7 @@ class Verdicts:
         left = self._left.get(_rivals(row.result.case), [])
         return [case.implementation for case in left if self._is_faster(case, row.dense)]
 
-    def words(self, row: Row, labels: Labels, *, quote: str = "", strong: str = "") -> str:
+    def words(self, row: Row, labels: Labels, *, quote: Callable[[str], str] = str, strong: str = "") -> str:
         """`4.31x faster than full@sdpa-flash (one process)`, or what was measured and why it is no verdict."""
         assert row.speedup is not None
         if why := self.doubt(row):
@@ -84,7 +84,7 @@ class Verdicts:
         name = self.dense_name(row, labels, quote=quote)
         return f"{strong}{faster_words(row.speedup.value)}{strong} {name} {interval_text(row.speedup)}"
 
-    def measured(self, row: Row, labels: Labels, *, quote: str = "") -> str:
+    def measured(self, row: Row, labels: Labels, *, quote: Callable[[str], str] = str) -> str:
         """`4.31x over full@sdpa-flash (one process)`, whatever it is worth."""
         assert row.speedup is not None
         name = self.dense_name(row, labels, quote=quote)

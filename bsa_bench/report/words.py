@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bsa_bench.report.markdown import code, words
 from bsa_bench.result import Status
 from bsa_bench.store.derive import Row
 from bsa_bench.store.reader import Run
+from bsa_bench.text import visible
 
 NOTES = """\
 - **Median**: of the medians of the processes that a case was measured in; of one process, of its samples. ± is the
@@ -56,14 +58,15 @@ def shown_path(path: Path) -> str:
     """The path relative to here, or its last three parts: a report must not name the machine that made it."""
     absolute, here = path.resolve(), Path.cwd().resolve()
     shown = absolute.relative_to(here) if absolute.is_relative_to(here) else Path(*absolute.parts[-3:])
-    return shown.as_posix().lstrip("/")
+    return visible(shown.as_posix().lstrip("/"))
 
 
 def summary(run: Run, rows: Sequence[Row]) -> str:
     """What was run where, how its cases ended, and what is left: a paragraph of Markdown."""
     counts = {status: sum(r.result.status is status for r in rows) for status in Status}
     parts = [f"{count} {status}" for status, count in counts.items() if count]
-    text = f"Run `{run.run_id}` on {run.environment.device_name}: {len(rows)} cases ({', '.join(parts) or 'none'})"
+    where = f"Run {code(run.run_id)} on {words(run.environment.device_name)}"
+    text = f"{where}: {len(rows)} cases ({', '.join(parts) or 'none'})"
     text += f", to be measured in {run.num_processes} processes each." if run.num_processes > 1 else "."
     if run.num_remaining:
         left = f"{run.num_remaining} of {run.run_lines[-1].num_cases}"

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from bsa_bench.result import Case, Result
 from bsa_bench.run.progress import PlainProgress, describe_case
+from bsa_bench.text import visible
 from bsa_bench.units import format_seconds, three_digits
 
 
@@ -60,7 +61,7 @@ class LiveProgress(PlainProgress):
         self._live.stop()
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(visible(text)), soft_wrap=True)
 
     def _view(self) -> Group:
         bar = Table.grid(padding=(0, 1))
@@ -69,7 +70,7 @@ class LiveProgress(PlainProgress):
         elapsed = f"{_whole(elapsed_s)}, {_whole(self._left_s)} left"
         bar.add_row(done, ProgressBar(total=self._num_measurements, completed=self._num_done, width=16), elapsed)
         current = f"{self._current}: {self._doing}" if self._doing else self._current
-        lines: list[RenderableType] = [Text(current, overflow="ellipsis", no_wrap=True), bar]
+        lines: list[RenderableType] = [Text(visible(current), overflow="ellipsis", no_wrap=True), bar]
         load = f"load average {three_digits(os.getloadavg()[0])}" if hasattr(os, "getloadavg") else ""
         if state := ", ".join(filter(None, (load, self._device))):
             lines.append(Text(state, style="dim", overflow="ellipsis", no_wrap=True))

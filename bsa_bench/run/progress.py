@@ -9,6 +9,7 @@ from typing import IO, Protocol, Self
 
 from bsa_bench.result import Case, Result
 from bsa_bench.stats import summarise
+from bsa_bench.text import visible
 from bsa_bench.units import format_ratio, format_seconds
 
 
@@ -108,7 +109,7 @@ class PlainProgress:
         return f", {format_ratio(dense_s / own_s)} over {dense}" if dense_s and own_s else ""
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(visible(text), file=self._stream, flush=True)
 
 
 def make_progress(
@@ -119,11 +120,10 @@ def make_progress(
     name = name or (lambda case: case.implementation)
     if plain or not stream.isatty():
         return PlainProgress(stream, name)
-    from rich.console import Console
-
+    from bsa_bench.console import plain_console
     from bsa_bench.run.live import LiveProgress
 
-    return LiveProgress(Console(file=stream), name)
+    return LiveProgress(plain_console(file=stream), name)
 
 
 def describe(

@@ -111,7 +111,7 @@ def load_configs(path: Path, *, kernel: str | None = None) -> list[KernelConfig]
         UsageError: the file cannot be read, or something in it is wrong; names the file, the key and what was expected.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         file = _File.model_validate(content)
     except OSError as error:
         raise UsageError(f"config: {path}: {error.strerror}") from error

@@ -104,7 +104,7 @@ def _print_resources(ceiling: Ceiling, console: Console) -> None:
         share = resource.clocks / ceiling.overlapped_clocks
         more = [f"{resource.optional_clocks:.0f}" if round(resource.optional_clocks) else ""] if has_branches else []
         name = f"{resource.name} ({resource.filled_by})" if resource.filled_by else resource.name
-        table.add_row(name, f"{resource.clocks:.0f}", f"{share:.0%}", *more, resource.detail)
+        table.add_row(Text(name), f"{resource.clocks:.0f}", f"{share:.0%}", *more, Text(resource.detail))
     console.print(table, "")
 
 

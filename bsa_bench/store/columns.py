@@ -19,8 +19,16 @@ PHASES = (
     "permute_backward",
 )
 OPTION = "option_"
-#: Columns with a list in each cell.
-LISTS = ("samples", "samples_per_process", "process_medians_s")
+#: Columns with a list in each cell, and of what.
+LISTS = {"samples": "float64", "samples_per_process": "int64", "process_medians_s": "float64"}
+#: Columns of hexadecimal digits, and what precedes them in a CSV, for one of digits alone is no number.
+DIGESTS = {
+    "case_hash": "sha256:",
+    "env_hash": "sha256:",
+    "workload_digest": "sha256:",
+    "plan_digest": "sha256:",
+    "git_commit": "git:",
+}
 
 
 def _option_columns() -> dict[str, tuple[str, str]]:
@@ -113,6 +121,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "attend_only_s": ("float64", "median of the attend phase"),
     "attend_select_s": ("float64", "median of attend + select"),
     **{f"phase_{name}_s": ("float64", f"median of the {name} phase") for name in PHASES},
+    "phases": ("object", "the medians of all phases in seconds, of a third party's method too, as JSON"),
     "peak_above_inputs_bytes": ("Int64", "peak memory above the inputs"),
     "peak_bytes": ("Int64", "absolute peak memory"),
     "inputs_bytes": ("Int64", "bytes of the inputs"),

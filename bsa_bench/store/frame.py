@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 from bsa_bench.errors import StoreError, UsageError
 from bsa_bench.result import Environment, Result
-from bsa_bench.store.columns import COLUMNS, LISTS, OPTION, PHASES
+from bsa_bench.store.columns import COLUMNS, DIGESTS, LISTS, OPTION, PHASES
 from bsa_bench.store.derive import Row, derive
 from bsa_bench.store.reader import Run, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 __all__ = [
     "COLUMNS",
@@ -70,21 +71,44 @@ def export(path: str | Path, *, to: TableFormat, out: str | Path) -> Path:
 def write_table(run: Run, *, to: TableFormat, out: Path) -> Path:
     """Write the flat table of a run that was read already to the file `out`; return it.
 
+    Its columns and their types are those of `COLUMNS`, whatever the run holds, so that files of several runs are one
+    data set; what a third party's method has besides is in `options` and `phases`.
+
     Raises:
         StoreError: `out` cannot be written.
     """
-    frame = frame_of(run)
+    frame = frame_of(run)[list(COLUMNS)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if to == "csv":
             for name in LISTS:
                 frame[name] = [json.dumps(cell) if cell is not None else None for cell in frame[name]]
-            frame.to_csv(out, index=False)
+            for name, prefix in DIGESTS.items():
+                frame[name] = [f"{prefix}{cell}" if cell is not None else None for cell in frame[name]]
+            frame.to_csv(out, index=False, encoding="utf-8")
         else:
-            frame.to_parquet(out, index=False)
+            import pyarrow.parquet as pq
+
+            pq.write_table(_typed(frame), out)
     except OSError as error:
         raise StoreError(f"{out}: cannot be written: {error.strerror or error}") from error
     return out
+
+
+def _typed(frame: pd.DataFrame) -> pa.Table:
+    """The table with the types of `COLUMNS`, of columns too in which nothing is."""
+    import pandas as pd
+    import pyarrow as pa
+
+    types = {"object": pa.string(), "Int64": pa.int64(), "float64": pa.float64(), "boolean": pa.bool_()}
+    types |= {name: pa.list_(pa.type_for_alias(each)) for name, each in LISTS.items()}
+    schema = pa.schema([(name, types.get(name) or types[dtype]) for name, (dtype, _) in COLUMNS.items()])
+    texts = [name for name, (dtype, _) in COLUMNS.items() if dtype == "object" and name not in LISTS]
+    cells = {name: [None if cell is None else str(cell) for cell in frame[name]] for name in texts}
+    frame = frame.assign(**{name: pd.Series(column, frame.index, "object") for name, column in cells.items()})
+    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+    # What pandas notes of a column's content must not differ from file to file either.
+    return table.replace_schema_metadata(pa.Schema.from_pandas(frame.iloc[:0], preserve_index=False).metadata)
 
 
 def environment_of(run: Run, result: Result) -> Environment | None:
@@ -132,6 +156,7 @@ def _flatten(row: Row, environment: Environment | None) -> dict[str, object]:
         "engine": case.engine,
         "pass": case.passes,
         "options": json.dumps(case.options, sort_keys=True) if case.options else None,
+        "phases": json.dumps(row.phases, sort_keys=True) if row.phases else None,
         "counters": json.dumps(r.work.counters, sort_keys=True) if r.work and r.work.counters else None,
         "is_dense": case.claims.is_dense,
         "is_causal": case.claims.causal,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def read_run(path: str | Path) -> Run:
     """
     file = _results_file(Path(path))
     try:
-        lines = file.read_bytes().split(b"\n")
+        lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise StoreError(f"{file}: cannot be read: {error.strerror}") from error
     unfinished = lines.pop()

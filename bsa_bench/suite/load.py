@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from bsa_bench.errors import SuiteError
+from bsa_bench.files import decode_text
 from bsa_bench.suite.layers import Layer, at_home, make_layer, merge
 from bsa_bench.suite.model import Suite, SuiteInfo, make_suite
 from bsa_bench.suite.schema import DeviceKind, Part, nulls, validate, vocabulary
-from bsa_bench.suite.suggest import did_you_mean, join_path
+from bsa_bench.suite.suggest import did_you_mean, join_path, shorten
 
 _PACKAGE = "bsa_suites"
 
@@ -35,7 +36,7 @@ def load_suite(name_or_path: str, *, device_kind: DeviceKind) -> Suite:
     built_in = _built_in()
     if name_or_path not in built_in:
         raise SuiteError(
-            f"suite: got {name_or_path!r}, expected one of {', '.join(built_in)}, "
+            f"suite: got {shorten(name_or_path)}, expected one of {', '.join(built_in)}, "
             f"or a path to a .toml file{did_you_mean(name_or_path, built_in)}"
         )
     source = f"{_PACKAGE}/{name_or_path}.toml"
@@ -59,15 +60,19 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.toml")))
         raise SuiteError(f"suite: no file at {path}, expected a suite in TOML{near}") from None
+    except IsADirectoryError:
+        raise SuiteError(f"suite: {path} is a folder, expected a file, a suite in TOML") from None
     except OSError as error:
         raise SuiteError(f"suite: cannot read {path} ({error.strerror}), expected a suite in TOML") from None
 
 
 def _make(content: bytes, name: str, device_kind: DeviceKind, *, source: str, folder: Path | None) -> Suite:
     try:
-        raw = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raw = tomllib.loads(decode_text(content))
+    except tomllib.TOMLDecodeError as error:
         raise SuiteError(f"{source}: not valid TOML: {error}") from None
+    except ValueError as error:
+        raise SuiteError(f"{source}: not valid TOML: it {error}") from None
     words = vocabulary()
     file = validate(words.file, nulls(raw), source=source)
     parts: dict[str, Part | None] = {kind: getattr(file, kind) for kind in ("cpu", "cuda")}

@@ -5,10 +5,14 @@ import sys
 
 import pytest
 from cli_factory import TINY
+from run_factory import Bench, environment
 from static_factory import Toys
 
-from bsa_bench.cli import main
+from bsa_bench.cli import main, run_command
 from bsa_bench.errors import EXIT_CODES, EXIT_UNEXPECTED
+from bsa_bench.run import RunSettings
+from bsa_bench.run.probe import Probe, question_of
+from bsa_bench.suite import load_suite
 
 
 @pytest.fixture
@@ -57,3 +61,29 @@ def unrendered(monkeypatch):
 def toys(tmp_path_factory):
     """Toy kernels, compiled and read: `toys(release, name, arch)`."""
     return Toys(tmp_path_factory.mktemp("toys"))
+
+
+@pytest.fixture
+def scripted(monkeypatch, folder):
+    """Answer the probe and do the work by a script: `scripted(actions)`, a status or an action by case."""
+    there = Bench(folder)
+
+    def script(actions=None, unavailable=None, **more):
+        cases = load_suite("./tiny.toml", device_kind="cpu").cases()
+        by_name = {c: (actions or {}).get(c.implementation, "ok") for c in cases}
+        settings = there.settings(cases, by_name)
+
+        class Scripted(RunSettings):
+            def __init__(self, **fields):
+                super().__init__(**(fields | {"worker_command": settings.worker_command} | more))
+
+        def answer(questions, **_):
+            reasons = {question_of(c): (unavailable or {}).get(c.implementation) for c in cases}
+            here = environment().model_copy(update={"cpu": {"threads": 1}})
+            return Probe(here, {q: reasons.get(q) for q in questions["cpu"]})
+
+        monkeypatch.setattr(run_command, "RunSettings", Scripted)
+        monkeypatch.setattr(run_command, "probe", answer)
+        return there
+
+    return script

@@ -11,17 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_factory import TINY, needs_no_gpu
-from run_factory import DEVICE, Bench, environment
+from run_factory import DEVICE
 from safetensors.numpy import save_file
 
 import bsa_bench
-from bsa_bench.cli import commands, run_command
-from bsa_bench.errors import EXIT_CODES
+from bsa_bench.cli import commands
+from bsa_bench.errors import EXIT_CODES, StoreError
 from bsa_bench.result import Status
-from bsa_bench.run import DeviceModel, RunSettings
-from bsa_bench.run.probe import Probe, probe, question_of
+from bsa_bench.run import DeviceModel
+from bsa_bench.run.probe import probe
 from bsa_bench.store import read_run
-from bsa_bench.suite import load_suite
 
 HEAVY = {"torch", "triton", "pandas", "matplotlib", "av", "numpy", "rich"}
 
@@ -100,32 +99,6 @@ def test_a_typo_in_a_suite_names_the_file_the_key_and_the_nearest_one(bench, fol
     assert code == 2
     assert err.startswith("bsa-bench: tiny.toml: bsa.kv_densty: ")
     assert "kv_density" in err
-
-
-@pytest.fixture
-def scripted(monkeypatch, folder):
-    """Answer the probe and do the work by a script: `scripted(actions)`, a status or an action by case."""
-    there = Bench(folder)
-
-    def script(actions=None, unavailable=None, **more):
-        cases = load_suite("./tiny.toml", device_kind="cpu").cases()
-        by_name = {c: (actions or {}).get(c.implementation, "ok") for c in cases}
-        settings = there.settings(cases, by_name)
-
-        class Scripted(RunSettings):
-            def __init__(self, **fields):
-                super().__init__(**(fields | {"worker_command": settings.worker_command} | more))
-
-        def answer(questions, **_):
-            reasons = {question_of(c): (unavailable or {}).get(c.implementation) for c in cases}
-            here = environment().model_copy(update={"cpu": {"threads": 1}})
-            return Probe(here, {q: reasons.get(q) for q in questions["cpu"]})
-
-        monkeypatch.setattr(run_command, "RunSettings", Scripted)
-        monkeypatch.setattr(run_command, "probe", answer)
-        return there
-
-    return script
 
 
 def test_captured_tensors_that_are_not_finite_end_a_run_once_before_any_worker(bench, folder, scripted):
@@ -215,15 +188,46 @@ def test_results_that_cannot_be_written_end_with_5_before_anything_runs(bench, f
 
 
 @pytest.mark.slow
-def test_a_report_that_cannot_be_written_loses_no_result(bench, scripted):
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (None, "file/reports/r: the report cannot be written: Not a directory"),
+        (RuntimeError("a defect\nof two lines"), "RuntimeError: a defect of two lines"),
+        (StoreError("matplotlib does not load"), "matplotlib does not load"),
+    ],
+    ids=str,
+)
+def test_a_report_that_fails_is_one_line_after_the_table_and_a_code_of_its_own(
+    trouble, said, bench, scripted, monkeypatch
+):
+    def fail(*_, **__):
+        raise trouble
+
     scripted()
     Path("file").write_text("")
-    code, _, err = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--reports", "file/reports")
-    assert code == 5
-    assert "the report cannot be written" in err
+    with monkeypatch.context() as patch:
+        if trouble:
+            patch.setattr("bsa_bench.report.build.write_reports", fail)
+        code, out, err = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--reports", "file/reports")
+    assert code == 9
+    assert out.endswith("results: results/r\n")
+    assert "bsa@gather" in out
+    (line,) = (line for line in err.splitlines() if line.startswith("bsa-bench:"))
+    assert line.startswith(f"bsa-bench: the report failed: {said}; the results are kept, `bsa-bench report results/r`")
     assert len(read_run("results/r").results) == 3
     assert bench("report", "r", "--out", "elsewhere")[0] == 0
     assert Path("elsewhere/report.md").is_file()
+
+
+@pytest.mark.slow
+def test_json_of_a_run_says_that_the_report_failed_and_a_wrong_result_outranks_it(bench, scripted):
+    scripted({"bsa@gather": Status.WRONG})
+    Path("file").write_text("")
+    code, out, _ = bench("run", "--suite", "tiny.toml", "--run-id", "r", "--reports", "file/reports", "--json")
+    document = json.loads(out)
+    assert code == document["exit_code"] == 3
+    assert (document["report"], document["report_html"]) == (None, None)
+    assert document["report_error"].startswith("file/reports/r: the report cannot be written")
 
 
 @pytest.mark.slow
