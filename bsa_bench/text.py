@@ -16,6 +16,11 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(_named, re.sub(r"\s*[\t\n\r\v\f]\s*", " ", text))
 
 
+def is_unicode(text: str) -> bool:
+    """Whether text can be stored as UTF-8; a file name with other bytes, as Python shows it, cannot."""
+    return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
+
+
 def shortened(text: str, most: int) -> str:
     """Text at most so many letters wide; of a longer one the start and the end, which often sets it apart."""
     if num_cells(text) <= most:

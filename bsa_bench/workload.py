@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from bsa_bench.text import is_unicode, visible
+
 DType = Literal["float32", "float16", "bfloat16", "float64"]
 DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -90,6 +92,8 @@ class InputSpec(_Frozen):
             raise ValueError("input captured: expected `path`, a safetensors file with q, k and v")
         if self.kind == "video" and (self.path is None) == (self.clip is None):
             raise ValueError("input video: expected either `clip` (a sample clip's name) or `path` (a video file)")
+        if self.path is not None and not is_unicode(self.path):
+            raise ValueError(f"path: {visible(self.path)} has bytes that are no UTF-8; rename it, or link to it")
         if self.kind in {"gaussian", "smooth"} and (self.path or self.clip):
             raise ValueError(f"input {self.kind}: takes neither `clip` nor `path`")
         return self

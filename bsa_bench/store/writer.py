@@ -19,6 +19,8 @@ from bsa_bench.result import Result, RunLine
 from bsa_bench.store.reader import RESULTS_FILE, Run, read_run
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MOST_LETTERS = 100
+"""Of a suite's name in a run's, which is the name of a folder."""
 _REMEDY: dict[int, str] = {
     errno.ENOSPC: "free some disk space; --resume goes on with the run",
     errno.EDQUOT: "free some of your disk quota; --resume goes on with the run",
@@ -183,7 +185,7 @@ def check_writable(results_root: str | Path) -> None:
 
 def default_run_id(suite: str, now: datetime | None = None) -> str:
     """`<suite>-<UTC yyyymmdd-hhmmss>`; of a suite's path the file's stem."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(suite).stem).lstrip("._-") or "run"
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(suite).stem).lstrip("._-")[:_MOST_LETTERS] or "run"
     return f"{stem}-{(now or datetime.now(UTC)).astimezone(UTC):%Y%m%d-%H%M%S}"
 
 

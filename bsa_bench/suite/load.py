@@ -16,6 +16,7 @@ from bsa_bench.suite.layers import Layer, at_home, make_layer, merge
 from bsa_bench.suite.model import Suite, SuiteInfo, make_suite
 from bsa_bench.suite.schema import DeviceKind, Part, nulls, validate, vocabulary
 from bsa_bench.suite.suggest import did_you_mean, join_path, shorten
+from bsa_bench.text import visible
 
 _PACKAGE = "bsa_suites"
 
@@ -32,7 +33,7 @@ def load_suite(name_or_path: str, *, device_kind: DeviceKind) -> Suite:
     """
     if name_or_path.endswith(".toml") or "/" in name_or_path or os.sep in name_or_path:
         path = at_home(name_or_path)
-        return _make(_read(path), path.stem, device_kind, source=name_or_path, folder=path.parent)
+        return _make(_read(path), visible(path.stem), device_kind, source=name_or_path, folder=path.parent)
     built_in = _built_in()
     if name_or_path not in built_in:
         raise SuiteError(

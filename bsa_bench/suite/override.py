@@ -14,6 +14,7 @@ from bsa_bench.suite.layers import make_layer, merge, shadowed
 from bsa_bench.suite.model import Suite, make_suite
 from bsa_bench.suite.schema import LENGTH_KEYS, Variant, nulls, validate, vocabulary
 from bsa_bench.suite.suggest import did_you_mean
+from bsa_bench.text import is_unicode, visible
 
 _PART_LISTS = ("implementations", "passes")
 _PART_VALUES = {"profile": str, "processes": int, "timer": str, "cache": str, "time_limit_s": float, "budget_s": float}
@@ -45,6 +46,9 @@ def override(suite: Suite, settings: Sequence[str]) -> Suite:
     Raises:
         SuiteError: a setting is malformed, its key or value is wrong, or no case is left.
     """
+    for setting in settings:
+        if not is_unicode(setting):
+            raise SuiteError(f"override: {visible(setting)}: bytes that are no UTF-8; rename the file, or link to it")
     pairs = [_split(setting) for setting in settings]
     names = [key for key, _ in pairs]
     for key in names:

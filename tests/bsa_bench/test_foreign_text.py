@@ -15,10 +15,13 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from bsa_bench.console import plain_console
+from bsa_bench.errors import SuiteError
 from bsa_bench.report import print_table, write_report
 from bsa_bench.report.markdown import code, words
 from bsa_bench.report.page import TITLE_LETTERS, Page
 from bsa_bench.store import read_run
+from bsa_bench.store.writer import default_run_id
+from bsa_bench.suite import load_suite, override
 from bsa_bench.text import num_cells, shortened, visible, wrapped
 
 NAMES = (
@@ -157,3 +160,26 @@ assert dict(os.environ) == before
     done = subprocess.run([sys.executable, "-c", script], env=env, cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"A title" in Path(tmp_path / "plot.svg").read_bytes()
+
+
+UNDECODABLE = os.fsdecode(b"caf\xe9")
+SUITE = (
+    'title = "T"\nimplementations = ["bsa@gather"]\n[workload]\n{shape}\nheads = 1\nhead_dim = 32\n[input]\n{input}\n'
+)
+
+
+def test_a_suite_whose_name_is_no_utf_8_runs_and_an_input_is_refused_in_a_sentence(tmp_path):
+    folder = tmp_path / UNDECODABLE
+    folder.mkdir()
+    suite = folder / f"{UNDECODABLE}.toml"
+    suite.write_text(SUITE.format(shape="tokens = 64", input=""))
+    loaded = load_suite(str(suite), device_kind="cpu")
+    assert loaded.name == "caf\\xe9"
+    assert loaded.cases()[0].model_dump_json()
+    assert default_run_id(loaded.name).startswith("caf-xe9-")
+    assert len(default_run_id("n" * 250)) < 130
+    suite.write_text(SUITE.format(shape="frames = 5\nheight = 64\nwidth = 64", input='kind = "video"\npath = "a.mp4"'))
+    with pytest.raises(SuiteError, match=r"caf\\xe9/a\.mp4 has bytes that are no UTF-8; rename it, or link to it"):
+        load_suite(str(suite), device_kind="cpu").cases()
+    with pytest.raises(SuiteError, match=r"video=.*caf\\xe9.*: bytes that are no UTF-8; rename the file"):
+        override(loaded, [f'video=["/{UNDECODABLE}.mp4"]'])
