@@ -162,7 +162,7 @@ def test_a_reference_line_is_labelled_as_published_with_its_device_and_what_sets
     assert {" ".join(label.split()): line for label, line in lines.items()} == {
         f"published, {DEVICE}: cudnn (cudnn-frontend), bfloat16": {1024: 500.0, 1500: 600.0},
         f"published, {DEVICE}: cudnn (cudnn-frontend), fp8": {1024: 900.0},
-        r"published, \$Y\$: cudnn (cudnn-frontend), bfloat16": {1024: 700.0},
+        "published, $Y$: cudnn (cudnn-frontend), bfloat16": {1024: 700.0},
     }
 
 
