@@ -20,9 +20,10 @@ from pydantic import TypeAdapter
 
 from bsa_bench.child_process import PACKAGE
 from bsa_bench.gate.pair_job import Asked, Finish, Prepare, PrepareHost, Reply, Request, Sample, SetUp
+from bsa_bench.measure.cpu_settings import usable_cores
 from bsa_bench.prepare import Prepared, correctness_of_pass, failure, prepare, verify_fresh
 from bsa_bench.result import Case, Status
-from bsa_bench.run.cpu import keep_memory_mapped, pin_to_last, usable_cores
+from bsa_bench.run.cpu import keep_memory_mapped, pin_to_last
 from bsa_bench.run.estimate import is_interpreted
 from bsa_bench.run.job import die_with_parent
 from bsa_bench.run.sources import sources_digest
