@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import index
 from typing import Literal, overload
 
 import torch
@@ -18,9 +19,10 @@ from bsa_kernels.methods.bsa.pipeline import bsa_operator
 from bsa_kernels.operator import Operator
 from bsa_kernels.plan import BlockPlan
 from bsa_kernels.stages import plan_stages
-from bsa_kernels.tracing import ask_once
+from bsa_kernels.tracing import ask_once, fixed_number, untraced, with_fixed_sizes
 
 
+@untraced
 def make_bsa_plan(
     q: Tensor,
     k: Tensor,
@@ -105,9 +107,10 @@ def bsa_attention(
         tiled: q, k, v and the result are tile-major [B, H, N*M, D], see `tile_permute`; padding is not read, and zero
             in the result.
 
-    Under `torch.compile` and `torch.export` the engine `triton` is three opaque operators, `cpu` two. Under autocast
-    q, k and v are converted first; `torch.use_deterministic_algorithms` makes the backward of `triton` add in a fixed
-    order, which that of `cpu` always does.
+    Under `torch.compile` and `torch.export` the engine `triton` is three opaque operators, `cpu` two, compiled once for
+    each grid and batch; other engines are not traced, and run as they do without. Under autocast q, k and v are
+    converted first; `torch.use_deterministic_algorithms` makes the backward of `triton` add in a fixed order, which
+    that of `cpu` always does.
 
     The other arguments are those of `make_bsa_plan`.
 
@@ -117,6 +120,23 @@ def bsa_attention(
     Raises:
         ValueError: a wrong argument, or an engine that cannot run this here; the message says why.
     """
+    if torch.compiler.is_compiling() and not _is_traced(engine, q.device):
+        return _attend_untraced(
+            q,
+            k,
+            v,
+            grid=grid,
+            block=block,
+            query_block=query_block,
+            query_keep=query_keep,
+            kv_density=kv_density,
+            query_rule=query_rule,
+            kv_rule=kv_rule,
+            fill=fill,
+            scale=scale,
+            engine=engine,
+            tiled=tiled,
+        )
     options = _options(
         grid,
         block,
@@ -127,12 +147,16 @@ def bsa_attention(
         kv_rule=kv_rule,
         fill=fill,
     )
-    q, k, v = _autocast(q, k, v)
+    q, k, v = _autocast(*with_fixed_sizes(q, k, v))
     runner = get_engine(_engine_for(q, k, v, engine), tiled=tiled)
     stages.check_qkv(q, k, v, options.grid, slots=_num_slots(options) if tiled else None)
     make = bsa_operator if torch.compiler.is_compiling() else _kept_operator
-    operator = make(options, runner, scale=stages.default_scale(q, scale), is_tiled=tiled)
+    scale = stages.default_scale(q, None if scale is None else fixed_number(scale))
+    operator = make(options, runner, scale=scale, is_tiled=tiled)
     return operator.forward({"q": q, "k": k, "v": v})
+
+
+_attend_untraced = untraced(bsa_attention)
 
 
 @overload
@@ -184,7 +208,9 @@ def block_sparse_attention(
     Raises:
         ValueError: q, k, v do not fit the plan, or the engine does not run it, or gives no log-sum-exp.
     """
-    q, k, v = _autocast(q, k, v)
+    if torch.compiler.is_compiling() and not _is_traced(engine, q.device):
+        return _attend_plan_untraced(q, k, v, plan, scale=scale, engine=engine, return_lse=return_lse)
+    q, k, v = _autocast(*with_fixed_sizes(q, k, v))
     name = _engine_for(q, k, v, engine)
     stages.check_qkv(q, k, v, plan.q_grid.grid, num_keys=None if plan.is_plain else plan.keys.num_keys)
     if plan.shape[:2] != q.shape[:2] or plan.device != q.device:
@@ -197,6 +223,9 @@ def block_sparse_attention(
     return (state["o"], state["lse"]) if return_lse else state["o"]
 
 
+_attend_plan_untraced: Callable[..., Tensor | tuple[Tensor, Tensor]] = untraced(block_sparse_attention)
+
+
 def tile_permute(x: Tensor, *, grid: Sequence[int], block: Sequence[int] = (4, 4, 4)) -> Tensor:
     """Bring [B, H, L, D] into tile-major order [B, H, N*M, D], for `bsa_attention(..., tiled=True)`. Differentiable.
 
@@ -206,12 +235,19 @@ def tile_permute(x: Tensor, *, grid: Sequence[int], block: Sequence[int] = (4, 4
     Raises:
         ValueError: a wrong argument, or `x` has not T*H*W tokens.
     """
-    return BlockGrid(_triple("grid", grid), _triple("block", block)).permute(x)
+    return BlockGrid(_triple("grid", grid), _triple("block", block)).permute(*with_fixed_sizes(x))
 
 
 def tile_restore(x: Tensor, *, grid: Sequence[int], block: Sequence[int] = (4, 4, 4)) -> Tensor:
     """The inverse of `tile_permute`. Differentiable."""
-    return BlockGrid(_triple("grid", grid), _triple("block", block)).restore(x)
+    return BlockGrid(_triple("grid", grid), _triple("block", block)).restore(*with_fixed_sizes(x))
+
+
+@ask_once
+def _is_traced(engine: str, device: torch.device) -> bool:
+    """Whether a compiler traces an engine whole: those whose stages are operators."""
+    name = auto_engine(device) if engine == "auto" else engine
+    return name == "cpu" or get_engine(name).runs_triton
 
 
 def _engine_for(q: Tensor, k: Tensor, v: Tensor, engine: str) -> str:
@@ -275,8 +311,8 @@ def _options(
         grid=(t, h, w),
         block=_triple("block", block),
         query_block=None if query_block is None else _triple("query_block", query_block),
-        query_keep=query_keep,
-        kv_density=kv_density,
+        query_keep=fixed_number(query_keep),
+        kv_density=fixed_number(kv_density),
         query_rule=query_rule,
         kv_rule=kv_rule,
         fill=fill,
@@ -286,4 +322,6 @@ def _options(
 def _triple(name: str, value: Sequence[int]) -> tuple[int, int, int]:
     if len(value) != 3 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in value):
         raise ValueError(f"{name}: expected three integers (t, h, w) of at least 1, got {value!r}")
-    return value[0], value[1], value[2]
+    # A compiler that traces may know them as symbols: each grid is a compilation of its own.
+    t, h, w = (index(v) for v in value)
+    return t, h, w

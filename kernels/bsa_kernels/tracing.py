@@ -3,9 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from operator import index
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+from torch._C._dynamo.eval_frame import (
+    _FrameAction,
+    _FrameExecStrategy,
+    set_code_exec_strategy,
+    set_eval_frame,
+)
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def with_fixed_sizes(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors; to a compiler that traces with symbolic sizes, of sizes that are numbers.
+
+    Grids and plans are made for numbers of tokens, so that each shape is a compilation of its own.
+    """
+    if not torch.compiler.is_compiling():
+        return tensors
+    return tuple(x.expand([index(size) for size in x.shape]) for x in tensors)
+
+
+def fixed_number(number: float) -> float:
+    """The number; to a compiler that traces with symbolic numbers, one that it knows and asks for again."""
+    if not torch.compiler.is_compiling():
+        return number
+    # A key is looked up by its value, which must be known; the product is a symbol that was read, not one yet to be.
+    return next(iter({number * 1: None}))
+
+
+def untraced(function: _Function) -> _Function:
+    """Have a compiler that traces call the function as it is, and trace nothing that it calls.
+
+    What `torch.compiler.disable` does; that loads the compiler.
+    """
+
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        callback = set_eval_frame(None)
+        try:
+            return function(*arguments, **options)
+        finally:
+            set_eval_frame(callback)
+
+    set_code_exec_strategy(call.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT))
+    vars(call)["_torchdynamo_disable"] = True
+    return call  # type: ignore[return-value]
 
 
 def ask_once(function: _Function) -> _Function:
