@@ -82,7 +82,7 @@ def prepare(
     needs_grad = any(which != "forward" for which in passes)
     subject = Subject(
         operator=build_operator(case, scale=_scale(case)),
-        tensors=qkv | draw_tensors(workload, specs, device=device.type),
+        tensors={**qkv, **draw_tensors(workload, specs, device=device.type)},
         trained=(*qkv, *(name for name, spec in specs.items() if spec.trains)),
         grad=random_like_output(workload, device.type) if needs_grad else None,
     )

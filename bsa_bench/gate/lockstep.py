@@ -180,9 +180,9 @@ class LockstepBench:
         return PairProcess(side, device=settings.device, log=log, answer_s=settings.answer_s)
 
     def _set_up(self, sides: Sequence[PairProcess]) -> list[Reply]:
-        for side in sides:
-            side.send(SetUp(device=self._settings.device, threads=self._settings.threads))
-        replies = [side.receive() for side in sides]
+        for process in sides:
+            process.send(SetUp(device=self._settings.device, threads=self._settings.threads))
+        replies = [process.receive() for process in sides]
         for side, reply in zip(self._sides, replies, strict=True):
             if reply.status is Status.OK:
                 check_package(reply.package, who=f"the worker of {side.label}", expected=side.package)

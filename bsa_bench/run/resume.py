@@ -86,7 +86,9 @@ def check_files(previous: Run | None, cases: Iterable[Case], settings: RunSettin
     """
     now = files_of(cases)
     for line in previous.run_lines if previous else ():
-        pairs = [(path, digest, now.get(path)) for path, digest in line.files.items()]
+        pairs: list[tuple[str, str | None, str | None]] = [
+            (path, digest, now.get(path)) for path, digest in line.files.items()
+        ]
         if line.suite == settings.suite:
             pairs.insert(0, (f"suite {settings.suite_source or line.suite}", line.suite_sha256, settings.suite_sha256))
         for name, before, after in pairs:

@@ -218,7 +218,7 @@ def _num_stages(compiled: Compiled, ttgir: Ttgir, index: int | None) -> int:
     loop = ttgir.loops[index]
     number = [other.index for other in ttgir.loops if other.source == loop.source].index(index)
     attributes = attributes_for(read_loop_attributes(compiled.ttir), loop.source, number)
-    return int((loop.attributes | dict(attributes)).get("tt.num_stages", asked))
+    return int({**loop.attributes, **attributes}.get("tt.num_stages", asked))
 
 
 def _widths(main: Region) -> dict[AccessKey, set[int]]:

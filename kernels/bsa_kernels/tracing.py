@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from operator import index
-from typing import Any, TypeVar
+from types import FunctionType
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ def untraced(function: _Function) -> _Function:
         finally:
             set_eval_frame(callback)
 
-    set_code_exec_strategy(call.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT))
+    code = cast("FunctionType", call).__code__
+    set_code_exec_strategy(code, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT))
     vars(call)["_torchdynamo_disable"] = True
     return call  # type: ignore[return-value]
 
