@@ -53,7 +53,8 @@ ENGINE_COST: dict[str, EngineCost] = {
     "xformers": EngineCost(0.7, 0.6),
     "flex": EngineCost(0.7, 0.6, tensors_forward=2, tensors_backward=5, compile_s=8.0),
     "gather": EngineCost(0.5, 0.2, tensors_forward=3, tensors_backward=6, gathered=256 << 20),
-    "cpu": EngineCost(0.9, 0.0001, tensors_forward=3, tensors_backward=8, compile_s=10.0),
+    # Compiled once on a machine, in about 10 s, and found again by all later processes.
+    "cpu": EngineCost(0.9, 0.0001, tensors_forward=3, tensors_backward=8),
     "triton": _OURS,
     "triton-tiled": _OURS,
     "gluon": replace(_OURS, is_interpreted=False),
