@@ -23,7 +23,9 @@ from pathlib import Path
 
 SCRIPT = json.loads(Path(sys.argv[1]).read_text())
 ROLE = os.environ.get("FAKE_ROLE", "none")
-KERNELS = Path(os.environ.get("PYTHONPATH", "").split(os.pathsep)[0]) / "bsa_kernels"
+FOLDERS = [Path(folder) for folder in os.environ["PYTHONPATH"].split(os.pathsep)]
+#: Where `bsa_kernels` would be imported from.
+KERNELS = next((f / "bsa_kernels" for f in FOLDERS if (f / "bsa_kernels").is_dir()), FOLDERS[0] / "bsa_kernels")
 
 
 def main():
@@ -59,8 +61,7 @@ def answer(moment, draws):
 
 def package():
     """Where `bsa_bench` would be imported from."""
-    folders = [Path(folder) / "bsa_bench" for folder in os.environ["PYTHONPATH"].split(os.pathsep)]
-    return str(next(folder for folder in folders if folder.is_dir()))
+    return str(next(folder / "bsa_bench" for folder in FOLDERS if (folder / "bsa_bench").is_dir()))
 
 
 def sources():
