@@ -268,7 +268,7 @@ def _copies(main: Region, dots: Sequence[Dot], crew: Crew) -> int:
         issued = sum(op.tensor_class == "tcgen05" for op in main.tensor_ops)
         expected = sum(dot.num_instructions for dot in stated)
     else:
-        issued, expected = _flop(main, dots, crew), sum(dot.flop for dot in stated)
+        issued, expected = _flop(main, dots, crew), crew.teams * sum(dot.flop for dot in stated)
     return issued // expected if expected and issued % expected == 0 else 1
 
 
