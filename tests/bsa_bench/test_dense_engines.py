@@ -139,7 +139,8 @@ def test_a_version_names_the_package_or_is_null():
     assert TRITON.version().startswith("triton ")
 
 
-def test_only_triton_is_untimed_on_a_cpu_and_says_why():
+def test_only_triton_is_untimed_on_a_cpu_and_says_why(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert [e.name for e in (GATHER, FLEX, TRITON) if e.untimed(CPU)] == ["triton"]
     assert "interpreter" in TRITON.untimed(CPU)
     assert TRITON.untimed(CUDA) is None

@@ -7,6 +7,7 @@ import torch
 from run_factory import environment
 
 from bsa_bench import worker
+from bsa_bench.child_process import PACKAGE
 from bsa_bench.errors import EXIT_INFRASTRUCTURE, MachineError
 from bsa_bench.limits.ceilings import CPU_SIZES, CUDA_SIZES, REPEATS, CeilingSizes, CpuClock, measure_ceilings
 from bsa_bench.result import Ceiling
@@ -73,7 +74,7 @@ class Machine:
         return [Ceiling(name="copy", value=1e10, unit="B/s", detail="8 MiB")]
 
     def run(self, command, **more):
-        answer = worker._probe(json.loads(more["input"]))
+        answer = {"package": str(PACKAGE)} | worker._probe(json.loads(more["input"]))
         return probing.subprocess.CompletedProcess(command, 0, stdout=json.dumps(answer), stderr="")
 
 
