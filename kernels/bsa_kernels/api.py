@@ -148,8 +148,8 @@ def bsa_attention(
         fill=fill,
     )
     q, k, v = _autocast(*with_fixed_sizes(q, k, v))
-    runner = get_engine(_engine_for(q, k, v, engine), tiled=tiled)
     stages.check_qkv(q, k, v, options.grid, slots=_num_slots(options) if tiled else None)
+    runner = get_engine(_engine_for(q, k, v, engine), tiled=tiled)
     make = bsa_operator if torch.compiler.is_compiling() else _kept_operator
     scale = stages.default_scale(q, None if scale is None else fixed_number(scale))
     operator = make(options, runner, scale=scale, is_tiled=tiled)
@@ -211,8 +211,8 @@ def block_sparse_attention(
     if torch.compiler.is_compiling() and not _is_traced(engine, q.device):
         return _attend_plan_untraced(q, k, v, plan, scale=scale, engine=engine, return_lse=return_lse)
     q, k, v = _autocast(*with_fixed_sizes(q, k, v))
-    name = _engine_for(q, k, v, engine)
     stages.check_qkv(q, k, v, plan.q_grid.grid, num_keys=None if plan.is_plain else plan.keys.num_keys)
+    name = _engine_for(q, k, v, engine)
     if plan.shape[:2] != q.shape[:2] or plan.device != q.device:
         raise ValueError(
             f"plan: expected (B, H) = {tuple(q.shape[:2])} on {q.device}, got {plan.shape[:2]} on {plan.device}"

@@ -63,7 +63,10 @@ def test_its_options_are_columns_and_its_speed_ups_are_those_of_its_report(folde
 def test_resuming_it_repeats_nothing_and_goes_on_in_todays_schema(folder, tmp_path):
     environment = read_run(folder).environment
     settings = RunSettings(suite="quick", device=DEVICE, case_limit_s=5.0, worker_command=("/bin/false",))
-    cases = load_suite("quick", device_kind="cpu").cases()
+    measured = {result.case.case_hash for result in read_run(folder).results}
+    # The suite has got implementations since.
+    cases = [case for case in load_suite("quick", device_kind="cpu").cases() if case.case_hash in measured]
+    assert len(cases) == NUM_CASES
     with RunWriter.resume(tmp_path, NAME) as writer, (tmp_path / "progress").open("w") as stream:
         outcome = execute(
             cases, settings, environment, unavailable=lambda _: None, writer=writer, progress=PlainProgress(stream)

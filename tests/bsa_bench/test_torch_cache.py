@@ -68,7 +68,7 @@ def test_static_without_a_temporary_folder_names_the_variable(monkeypatch):
 
     monkeypatch.setattr(tempfile, "TemporaryFile", nowhere)
     with pytest.raises(StoreError, match=r"no temporary folder can be written \(No usable.*set TMPDIR to one"):
-        compiling._Worker(Toolchain())
+        compiling._Worker(Toolchain(), {})
 
 
 def test_doctor_tells_of_a_cache_of_compiled_code_that_cannot_be_written(tmp_path, monkeypatch):

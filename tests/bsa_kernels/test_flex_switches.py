@@ -32,7 +32,7 @@ def by_stance(*stance, said, **options):
 
 
 def by_config(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    torch._dynamo.config.disable = True  # undone below: to undo it, monkeypatch would delete it
 
 
 SWITCHES = [
@@ -52,6 +52,7 @@ def default_stance():
 
     yield
     torch.compiler.set_stance("default")
+    torch._dynamo.config.disable = False
 
 
 @pytest.mark.parametrize(("switch", "said"), SWITCHES)
