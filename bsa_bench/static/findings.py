@@ -60,7 +60,7 @@ def _pipeline(reading: Reading) -> Iterator[str]:
     if reading.main is None or wanted < 2:
         return
     if not reading.tile_buffers:
-        yield (f"num_stages = {reading.num_stages}, but no tile of the main loop is loaded ahead into shared memory")
+        yield f"num_stages = {reading.num_stages}, but no tile of the main loop is loaded ahead into shared memory"
         return
     short = [buffer for buffer in reading.tile_buffers if buffer.depth < reading.buffers_asked_of(buffer)]
     if short:
