@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from operator import index
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
+from bsa_kernels import arguments
+from bsa_kernels.arguments import Layout
 from bsa_kernels.block_engine import BlockEngine
 from bsa_kernels.engines import auto_engine, get_engine
 from bsa_kernels.grid import BlockGrid
@@ -19,7 +20,7 @@ from bsa_kernels.methods.bsa.pipeline import bsa_operator
 from bsa_kernels.operator import Operator
 from bsa_kernels.plan import BlockPlan
 from bsa_kernels.stages import plan_stages
-from bsa_kernels.tracing import ask_once, fixed_number, untraced, with_fixed_sizes
+from bsa_kernels.tracing import ask_once, untraced, with_fixed_sizes
 
 
 @untraced
@@ -36,11 +37,13 @@ def make_bsa_plan(
     kv_rule: KvRule = "statistical",
     fill: Fill = "nearest",
     scale: float | None = None,
+    layout: Layout = "bhld",
 ) -> BlockPlan:
     """Select query rows and KV blocks from content, as `bsa_attention` does. No gradient flows through it.
 
     Args:
-        q, k: [B, H, L, D] as attention receives them (after qk-norm and RoPE), tokens in natural (t, h, w) order.
+        q, k: [B, H, L, D] as attention receives them (after qk-norm and RoPE), tokens in natural (t, h, w) order; k may
+            have fewer heads, as many as divide q's, each for as many heads of q.
         grid: (T, H, W) with T*H*W = L. An axis that the block does not divide is padded; padding is never attended to.
         block: tokens of a KV block along (t, h, w).
         query_block: tokens of a query block, default `block`. Larger ones share one KV list among more rows.
@@ -51,9 +54,10 @@ def make_bsa_plan(
         fill: what a pruned query's output is: that of the `nearest` kept token of its window or block, of the most
             `similar`, of the nearest in `flat` order, or `zero`.
         scale: of the logits, default 1/sqrt(D).
+        layout: of q and k: `bhld`, or `blhd` for [B, L, H, D].
 
     Raises:
-        ValueError: names the argument, what was expected and what was given.
+        ValueError, TypeError: names the argument, what was expected and what was given.
 
     Source: arXiv 2509.01085; what the paper leaves open is decided in `docs/methods/bsa.md`.
     """
@@ -67,14 +71,23 @@ def make_bsa_plan(
         kv_rule=kv_rule,
         fill=fill,
     )
-    stages.check_qkv(q, k, k, options.grid)
-    q_grid, kv_grid = stages.grids(options)
+    q, k = arguments.natural("q", q, layout), arguments.natural("k", k, layout)
     with torch.no_grad():
-        tiles = q_grid.permute(q), kv_grid.permute(k)
-        selected = stages.select_tokens(
-            *tiles, options, scale=stages.default_scale(q, scale), is_tiled=True, in_triton=False
-        )
-        return stages.build_plan(selected, options)
+        k, _ = arguments.with_all_heads(q, k, k)
+        stages.check_qkv(q, k, k, options.grid)
+        scale = arguments.softmax_scale(q, scale)
+        if _has_heads(q):
+            selected = _select(q, k, options, scale)
+        else:  # the tables of one head have the shapes that none has
+            of_one = _select(q.new_zeros(1, 1, *q.shape[2:]), k.new_zeros(1, 1, *k.shape[2:]), options, scale)
+            selected = stages.Selected(*(x.new_empty(*q.shape[:2], *x.shape[2:]) for x in of_one))
+        return stages.build_plan(selected, options).trusted()
+
+
+def _select(q: Tensor, k: Tensor, options: BsaOptions, scale: float) -> stages.Selected:
+    q_grid, kv_grid = stages.grids(options)
+    tiles = q_grid.permute(q), kv_grid.permute(k)
+    return stages.select_tokens(*tiles, options, scale=scale, is_tiled=True, in_triton=False)
 
 
 def bsa_attention(
@@ -93,6 +106,7 @@ def bsa_attention(
     scale: float | None = None,
     engine: str = "auto",
     tiled: bool = False,
+    layout: Layout = "bhld",
 ) -> Tensor:
     """Attend bidirectionally sparse: few queries of each block, few KV blocks each, the rest filled by copies.
 
@@ -100,12 +114,16 @@ def bsa_attention(
     are those of keys and values that no query block chose.
 
     Args:
-        q, k, v: [B, H, L, D] in natural (t, h, w) token order, one floating dtype, one device.
+        q, k, v: [B, H, L, D] in natural (t, h, w) token order, one floating dtype, one device. k and v may have fewer
+            heads, as many as divide q's (GQA); they are then copied, once for each head of q that shares them.
         engine: `auto` (`triton` on CUDA; `cpu` on a CPU, or `gather` with a warning where there is no C++ compiler;
             see `explain_engine`), `triton`, `gluon` (a forward for Hopper alone), `cpu`, `gather`, `flex`, or
             `reference`, the oracle. The engine asked for runs, or the call raises: nothing falls back.
         tiled: q, k, v and the result are tile-major [B, H, N*M, D], see `tile_permute`; padding is not read, and zero
             in the result.
+        layout: of q, k, v and the result: `bhld`, or `blhd` for [B, L, H, D], which is a view and costs nothing.
+
+    Gradients are of first order, and in reverse mode: a second derivative and a forward-mode tangent raise.
 
     Under `torch.compile` and `torch.export` the engine `triton` is three opaque operators, `cpu` two, compiled once for
     each grid and batch; other engines are not traced, and run as they do without. Under autocast q, k and v are
@@ -118,7 +136,7 @@ def bsa_attention(
         [B, H, L, D] in the inputs' dtype.
 
     Raises:
-        ValueError: a wrong argument, or an engine that cannot run this here; the message says why.
+        ValueError, TypeError: a wrong argument, or an engine that cannot run this here; the message says why.
     """
     if torch.compiler.is_compiling() and not _is_traced(engine, q.device):
         return _attend_untraced(
@@ -136,6 +154,7 @@ def bsa_attention(
             scale=scale,
             engine=engine,
             tiled=tiled,
+            layout=layout,
         )
     options = _options(
         grid,
@@ -147,13 +166,15 @@ def bsa_attention(
         kv_rule=kv_rule,
         fill=fill,
     )
-    q, k, v = _autocast(*with_fixed_sizes(q, k, v))
-    stages.check_qkv(q, k, v, options.grid, slots=_num_slots(options) if tiled else None)
+    slots = _num_slots(options) if arguments.flag("tiled", tiled) else None
+    q, k, v = _readable(q, k, v, layout)
+    stages.check_qkv(q, k, v, options.grid, slots=slots)
+    scale = arguments.softmax_scale(q, scale)
     runner = get_engine(_engine_for(q, k, v, engine), tiled=tiled)
     make = bsa_operator if torch.compiler.is_compiling() else _kept_operator
-    scale = stages.default_scale(q, None if scale is None else fixed_number(scale))
     operator = make(options, runner, scale=scale, is_tiled=tiled)
-    return operator.forward({"q": q, "k": k, "v": v})
+    o = operator.forward({"q": q, "k": k, "v": v}) if _has_heads(q) else q + k + v
+    return o.transpose(1, 2) if layout == "blhd" else o
 
 
 _attend_untraced = untraced(bsa_attention)
@@ -169,6 +190,7 @@ def block_sparse_attention(
     scale: float | None = None,
     engine: str = "auto",
     return_lse: Literal[False] = False,
+    layout: Layout = "bhld",
 ) -> Tensor: ...
 
 
@@ -182,6 +204,7 @@ def block_sparse_attention(
     scale: float | None = None,
     engine: str = "auto",
     return_lse: Literal[True],
+    layout: Layout = "bhld",
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -194,33 +217,48 @@ def block_sparse_attention(
     scale: float | None = None,
     engine: str = "auto",
     return_lse: bool = False,
+    layout: Layout = "bhld",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attend by a plan made before, or by hand. Arguments and errors as `bsa_attention`, but for those named here.
 
     Args:
         q: [B, H, Lq, D] in natural order of the plan's grid of queries.
         k, v: [B, H, P + Lk, D]: the plan's prefix, then the tokens of its grid of keys in natural order.
-        plan: what attends to what, for these B and H on this device.
+        plan: what attends to what, for these B and H on this device. One made by hand is checked on its first use
+            (`BlockPlan.check`, which synchronises).
         return_lse: also return the log-sum-exp of each token's logits [B, H, Lq], fp32 (fp64 for fp64 inputs), by
             which `merge_streams` joins attention over other keys; -inf for a token that sees nothing or is filled by
             zero. Differentiable.
+        layout: of q, k, v and the output, as for `bsa_attention`; the log-sum-exp is [B, H, Lq] in both.
 
     Raises:
-        ValueError: q, k, v do not fit the plan, or the engine does not run it, or gives no log-sum-exp.
+        ValueError, TypeError: q, k, v do not fit the plan, or the engine does not run it, or gives no log-sum-exp.
     """
     if torch.compiler.is_compiling() and not _is_traced(engine, q.device):
-        return _attend_plan_untraced(q, k, v, plan, scale=scale, engine=engine, return_lse=return_lse)
-    q, k, v = _autocast(*with_fixed_sizes(q, k, v))
+        return _attend_plan_untraced(q, k, v, plan, scale=scale, engine=engine, return_lse=return_lse, layout=layout)
+    if not isinstance(plan, BlockPlan):
+        raise TypeError(
+            f"plan: expected a BlockPlan, of make_bsa_plan or BlockPlan.from_mask, got {type(plan).__name__}"
+        )
+    q, k, v = _readable(q, k, v, layout)
     stages.check_qkv(q, k, v, plan.q_grid.grid, num_keys=None if plan.is_plain else plan.keys.num_keys)
+    scale = arguments.softmax_scale(q, scale)
     name = _engine_for(q, k, v, engine)
     if plan.shape[:2] != q.shape[:2] or plan.device != q.device:
         raise ValueError(
             f"plan: expected (B, H) = {tuple(q.shape[:2])} on {q.device}, got {plan.shape[:2]} on {plan.device}"
         )
-    lse = "lse" if return_lse else None
-    operator = Operator(plan_stages(get_engine(name), plan, scale=stages.default_scale(q, scale), lse=lse))
-    state = operator.run({"q": q, "k": k, "v": v})
-    return (state["o"], state["lse"]) if return_lse else state["o"]
+    if not torch.compiler.is_compiling():
+        plan.check_once()
+    lse = "lse" if arguments.flag("return_lse", return_lse) else None
+    operator = Operator(plan_stages(get_engine(name), plan, scale=scale, lse=lse))
+    if _has_heads(q):
+        state = operator.run({"q": q, "k": k, "v": v})
+    else:
+        none = q + (k.sum(2, keepdim=True) + v.sum(2, keepdim=True))
+        state = {"o": none, "lse": none.sum(-1, dtype=torch.promote_types(q.dtype, torch.float32))}
+    o = state["o"].transpose(1, 2) if layout == "blhd" else state["o"]
+    return (o, state["lse"]) if return_lse else o
 
 
 _attend_plan_untraced: Callable[..., Tensor | tuple[Tensor, Tensor]] = untraced(block_sparse_attention)
@@ -235,12 +273,12 @@ def tile_permute(x: Tensor, *, grid: Sequence[int], block: Sequence[int] = (4, 4
     Raises:
         ValueError: a wrong argument, or `x` has not T*H*W tokens.
     """
-    return BlockGrid(_triple("grid", grid), _triple("block", block)).permute(*with_fixed_sizes(x))
+    return BlockGrid(arguments.triple("grid", grid), arguments.triple("block", block)).permute(*with_fixed_sizes(x))
 
 
 def tile_restore(x: Tensor, *, grid: Sequence[int], block: Sequence[int] = (4, 4, 4)) -> Tensor:
     """The inverse of `tile_permute`. Differentiable."""
-    return BlockGrid(_triple("grid", grid), _triple("block", block)).restore(*with_fixed_sizes(x))
+    return BlockGrid(arguments.triple("grid", grid), arguments.triple("block", block)).restore(*with_fixed_sizes(x))
 
 
 @ask_once
@@ -270,6 +308,18 @@ def _unsupported(name: str, device: torch.device, dtype: torch.dtype, head_dim: 
 def _kept_operator(options: BsaOptions, engine: BlockEngine, *, scale: float, is_tiled: bool) -> Operator:
     """`bsa_operator`, made once for each layer of a model; a compiler traces its making instead."""
     return bsa_operator(options, engine, scale=scale, is_tiled=is_tiled)
+
+
+def _readable(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v as the stages take them: checked one by one, in natural order, in one format, with q's heads."""
+    q, k, v = (arguments.natural(name, x, layout) for name, x in (("q", q), ("k", k), ("v", v)))
+    q, k, v = _autocast(*with_fixed_sizes(q, k, v))
+    return q, *arguments.with_all_heads(q, k, v)
+
+
+def _has_heads(q: Tensor) -> bool:
+    """Whether there is a batch and a head; without, nothing is computed and gradients are empty too."""
+    return q.shape[0] > 0 and q.shape[1] > 0
 
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -306,22 +356,13 @@ def _options(
     kv_rule: KvRule,
     fill: Fill,
 ) -> BsaOptions:
-    t, h, w = _triple("grid", grid)
     return BsaOptions(
-        grid=(t, h, w),
-        block=_triple("block", block),
-        query_block=None if query_block is None else _triple("query_block", query_block),
-        query_keep=fixed_number(query_keep),
-        kv_density=fixed_number(kv_density),
+        grid=arguments.triple("grid", grid),
+        block=arguments.triple("block", block),
+        query_block=None if query_block is None else arguments.triple("query_block", query_block),
+        query_keep=arguments.share("query_keep", query_keep),
+        kv_density=arguments.share("kv_density", kv_density),
         query_rule=query_rule,
         kv_rule=kv_rule,
         fill=fill,
     )
-
-
-def _triple(name: str, value: Sequence[int]) -> tuple[int, int, int]:
-    if len(value) != 3 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in value):
-        raise ValueError(f"{name}: expected three integers (t, h, w) of at least 1, got {value!r}")
-    # A compiler that traces may know them as symbols: each grid is a compilation of its own.
-    t, h, w = (index(v) for v in value)
-    return t, h, w

@@ -13,6 +13,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+# Slots are at most so many times the tokens, or so many, as for one picture in blocks of (8, 8, 8).
+_MAX_PADDING = 16
+_SLOTS_OF_ANY_GRID = 4096
+
 
 @dataclass(frozen=True)
 class BlockGrid:
@@ -25,7 +29,7 @@ class BlockGrid:
     `restore` brings it back; one is the other's inverse on real tokens.
 
     Raises:
-        ValueError: an axis of the grid or the block is below one.
+        ValueError: an axis of the grid or the block is below one, or nearly all of a block would be padding.
     """
 
     grid: tuple[int, int, int]
@@ -35,6 +39,11 @@ class BlockGrid:
         for name, value in (("grid", self.grid), ("block", self.block)):
             if len(value) != 3 or any(not isinstance(v, int) or v < 1 for v in value):
                 raise ValueError(f"{name}: expected three integers (t, h, w) of at least 1, got {value!r}")
+        if self.num_slots > max(_MAX_PADDING * self.num_tokens, _SLOTS_OF_ANY_GRID):
+            raise ValueError(
+                f"block: expected one that fits the grid {self.grid}, got {self.block}, which makes {self.num_slots} "
+                f"slots of {self.num_tokens} tokens"
+            )
 
     @property
     def blocks(self) -> tuple[int, int, int]:
@@ -123,7 +132,7 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """
     b, h, s, d = x.shape
     base = torch.arange(b * h, device=x.device).view(b, h, 1) * s
-    return x.reshape(-1, d).index_select(0, (index + base).view(-1)).view(b, h, -1, d)
+    return x.reshape(-1, d).index_select(0, (index + base).view(-1)).view(b, h, index.shape[-1], d)
 
 
 @torch.library.custom_op("bsa_kernels::permute", mutates_args=())

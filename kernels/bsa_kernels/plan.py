@@ -187,6 +187,17 @@ class BlockPlan:
         if self.prefix and not self.block_mask[..., self.kv_grid.num_blocks :].all():
             raise ValueError("plan.block_bits: expected every query block to see the blocks of the prefix")
 
+    def check_once(self) -> None:
+        """`check`, unless it passed before or `trusted` was called."""
+        if "_is_checked" not in vars(self):
+            self.check()
+            self.trusted()
+
+    def trusted(self) -> BlockPlan:
+        """Spare the plan its check on first use, for code that makes plans as they must be; returns the plan."""
+        vars(self)["_is_checked"] = True
+        return self
+
     @cached_property
     def block_mask(self) -> Tensor:
         """[B, H, Nq, Nk] bool: query block i sees KV block j."""

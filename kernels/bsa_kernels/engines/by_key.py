@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bsa_kernels.block_engine import Passes
+from bsa_kernels.first_order import first_order
 from bsa_kernels.plan import BlockPlan
 
 # Scores of one piece.
@@ -118,6 +119,7 @@ class _ByKey(torch.autograd.Function):
         return out, lse
 
     @staticmethod
+    @first_order
     def backward(  # type: ignore[no-untyped-def]
         ctx,  # noqa: ANN001
         grad: Tensor,

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from bsa_kernels.block_engine import Passes
 from bsa_kernels.engines import by_key
+from bsa_kernels.first_order import first_order
 from bsa_kernels.plan import BlockPlan
 
 # Gathered K and V of one batch: about what the L2 caches of two CPU cores hold together with the scores (AMD EPYC with
@@ -176,6 +177,7 @@ class _GatherAttention(torch.autograd.Function):
         return out.view_as(q), None if lse is None else lse.view(plan.shape)
 
     @staticmethod
+    @first_order
     def backward(  # type: ignore[no-untyped-def]
         ctx,  # noqa: ANN001
         grad: Tensor | None,
