@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bsa_kernels import arguments
 from bsa_kernels.arguments import Layout
-from bsa_kernels.block_engine import BlockEngine
+from bsa_kernels.block_engine import BlockRunner
 from bsa_kernels.engines import auto_engine, get_engine
 from bsa_kernels.grid import BlockGrid
 from bsa_kernels.methods.bsa import stages
@@ -125,8 +125,9 @@ def bsa_attention(
 
     Gradients are of first order, and in reverse mode: a second derivative and a forward-mode tangent raise.
 
-    Under `torch.compile` and `torch.export` the engine `triton` is three opaque operators, `cpu` two, compiled once for
-    each grid and batch; other engines are not traced, and run as they do without. Under autocast q, k and v are
+    Under `torch.compile` and `torch.export` the engine `triton` is three opaque operators, others two, compiled once
+    for each grid and batch; the backward of `gather` attends again first there. `flex` alone is not traced, and runs as
+    it does without. Under autocast q, k and v are
     converted first; `torch.use_deterministic_algorithms` makes the backward of `triton` add in a fixed order, which
     that of `cpu` always does.
 
@@ -138,7 +139,7 @@ def bsa_attention(
     Raises:
         ValueError, TypeError: a wrong argument, or an engine that cannot run this here; the message says why.
     """
-    if torch.compiler.is_compiling() and not _is_traced(engine, q.device):
+    if torch.compiler.is_compiling() and engine == "flex":
         return _attend_untraced(
             q,
             k,
@@ -170,7 +171,7 @@ def bsa_attention(
     q, k, v = _readable(q, k, v, layout)
     stages.check_qkv(q, k, v, options.grid, slots=slots)
     scale = arguments.softmax_scale(q, scale)
-    runner = get_engine(_engine_for(q, k, v, engine), tiled=tiled)
+    runner = _runner(_engine_for(q, k, v, engine), tiled=tiled)
     make = bsa_operator if torch.compiler.is_compiling() else _kept_operator
     operator = make(options, runner, scale=scale, is_tiled=tiled)
     o = operator.forward({"q": q, "k": k, "v": v}) if _has_heads(q) else q + k + v
@@ -234,7 +235,7 @@ def block_sparse_attention(
     Raises:
         ValueError, TypeError: q, k, v do not fit the plan, or the engine does not run it, or gives no log-sum-exp.
     """
-    if torch.compiler.is_compiling() and not _is_traced(engine, q.device):
+    if torch.compiler.is_compiling() and engine == "flex":
         return _attend_plan_untraced(q, k, v, plan, scale=scale, engine=engine, return_lse=return_lse, layout=layout)
     if not isinstance(plan, BlockPlan):
         raise TypeError(
@@ -251,7 +252,7 @@ def block_sparse_attention(
     if not torch.compiler.is_compiling():
         plan.check_once()
     lse = "lse" if arguments.flag("return_lse", return_lse) else None
-    operator = Operator(plan_stages(get_engine(name), plan, scale=scale, lse=lse))
+    operator = Operator(plan_stages(_runner(name), plan, scale=scale, lse=lse))
     if _has_heads(q):
         state = operator.run({"q": q, "k": k, "v": v})
     else:
@@ -281,10 +282,18 @@ def tile_restore(x: Tensor, *, grid: Sequence[int], block: Sequence[int] = (4, 4
     return BlockGrid(arguments.triple("grid", grid), arguments.triple("block", block)).restore(*with_fixed_sizes(x))
 
 
+def _runner(name: str, *, tiled: bool = False) -> BlockRunner:
+    """The engine; to a compiler that traces one whose stages are operators."""
+    if torch.compiler.is_compiling() and not _is_traced(name):
+        from bsa_kernels.engines.traced import TracedEngine
+
+        return TracedEngine(name, "tiled" if tiled else "natural")
+    return get_engine(name, tiled=tiled)
+
+
 @ask_once
-def _is_traced(engine: str, device: torch.device) -> bool:
+def _is_traced(name: str) -> bool:
     """Whether a compiler traces an engine whole: those whose stages are operators."""
-    name = auto_engine(device) if engine == "auto" else engine
     return name == "cpu" or get_engine(name).runs_triton
 
 
@@ -305,7 +314,7 @@ def _unsupported(name: str, device: torch.device, dtype: torch.dtype, head_dim: 
 
 
 @lru_cache(maxsize=64)
-def _kept_operator(options: BsaOptions, engine: BlockEngine, *, scale: float, is_tiled: bool) -> Operator:
+def _kept_operator(options: BsaOptions, engine: BlockRunner, *, scale: float, is_tiled: bool) -> Operator:
     """`bsa_operator`, made once for each layer of a model; a compiler traces its making instead."""
     return bsa_operator(options, engine, scale=scale, is_tiled=is_tiled)
 

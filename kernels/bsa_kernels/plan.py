@@ -262,10 +262,15 @@ class BlockPlan:
 
         Differentiable, as `fill_output` is.
         """
-        lse = self.fill_output(lse_kept.unsqueeze(-1)).squeeze(-1)
+        slot = self.q_grid.slot_of_token(self.device)
+        entry = self.fill.flatten(2).index_select(2, slot)
+        if torch.compiler.is_compiling():  # which cannot trace a function that takes a plan
+            row = slot // self.q_grid.block_size * self.shape[3] + entry.clamp(min=0)
+            lse = lse_kept.flatten(2).gather(2, row)
+        else:
+            lse = self.fill_output(lse_kept.unsqueeze(-1)).squeeze(-1)
         if not self.has_zero_fill:
             return lse
-        entry = self.fill.flatten(2).index_select(2, self.q_grid.slot_of_token(self.device))
         return lse.masked_fill(entry < 0, -torch.inf)
 
     def source_of_token(self) -> Tensor:

@@ -209,11 +209,11 @@ def test_few_rows_by_key_refuse_a_second_derivative_too():
 
 
 def test_the_reference_has_second_derivatives():
-    plan = full_plan(1, 2, BlockGrid(GRID, BLOCK), device=DEVICE)
-    tensors = [x[..., :2].clone().requires_grad_() for x in inputs(dtype=torch.float64)]
+    plan = full_plan(1, 1, BlockGrid((1, 2, 3), BLOCK), device=DEVICE)
+    tensors = [x[:, :1, :6, :2].clone().requires_grad_() for x in inputs(dtype=torch.float64)]
 
     def some(*x):
-        return block_sparse_attention(*x, plan, engine="reference")[:, :, :3]
+        return block_sparse_attention(*x, plan, engine="reference")
 
     assert torch.autograd.gradgradcheck(some, tensors, atol=1e-6)
 

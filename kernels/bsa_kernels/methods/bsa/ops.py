@@ -28,6 +28,18 @@ def _select(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) ->
     return [table.clone(memory_format=torch.contiguous_format) for table in selected]
 
 
+def select_in_torch(q: Tensor, k: Tensor, options: BsaOptions, *, scale: float, is_tiled: bool) -> Selected:
+    """Select as `stages.select_tokens` does in torch."""
+    return Selected(*_select_in_torch(q, k, options.code, scale, is_tiled))
+
+
+@torch.library.custom_op("bsa_kernels::bsa_select_torch", mutates_args=())
+def _select_in_torch(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) -> list[Tensor]:
+    selected = select_tokens(q, k, BsaOptions.decode(options), scale=scale, is_tiled=is_tiled, in_triton=False)
+    return [table.clone(memory_format=torch.contiguous_format) for table in selected]
+
+
+@_select_in_torch.register_fake
 @_select.register_fake
 def _(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) -> list[Tensor]:
     return list(empty_selection(q, BsaOptions.decode(options)))

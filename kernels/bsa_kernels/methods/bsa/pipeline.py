@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bsa_kernels.block_engine import BlockRunner, runs_cpp
@@ -26,6 +27,8 @@ def bsa_operator(options: BsaOptions, engine: BlockRunner, *, scale: float, is_t
     def select(q: Tensor, k: Tensor, *, is_tiled: bool) -> stages.Selected:
         if engine.runs_triton:
             return ops.select(q, k, options, scale=scale, is_tiled=is_tiled)
+        if torch.compiler.is_compiling() and not runs_cpp(engine):
+            return ops.select_in_torch(q, k, options, scale=scale, is_tiled=is_tiled)
         if runs_cpp(engine):
             return cpp_select.select(q, k, options, scale=scale, is_tiled=is_tiled)
         return stages.select_tokens(q, k, options, scale=scale, is_tiled=is_tiled, in_triton=False)
