@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from bsa_kernels.torch_operator import fake_of, gradient_of, torch_operator
+
 # Slots are at most so many times the tokens, or so many, as for one picture in blocks of (8, 8, 8).
 _MAX_PADDING = 16
 _SLOTS_OF_ANY_GRID = 4096
@@ -135,14 +137,14 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.reshape(-1, d).index_select(0, (index + base).view(-1)).view(b, h, index.shape[-1], d)
 
 
-@torch.library.custom_op("bsa_kernels::permute", mutates_args=())
+@torch_operator("permute")
 def _permute(x: Tensor, sides: Sequence[int], to_tiles: bool) -> Tensor:
     """Permute or restore; an operator, so that a compiler does not trace how a grid's tables are made."""
     grid = _grid_of(sides)
     return grid._to_tiles(x) if to_tiles else grid._to_natural(x)  # noqa: SLF001
 
 
-@_permute.register_fake
+@fake_of(_permute)
 def _(x: Tensor, sides: Sequence[int], to_tiles: bool) -> Tensor:
     grid = _grid_of(sides)
     return x.new_empty(*x.shape[:2], grid.num_slots if to_tiles else grid.num_tokens, x.shape[3])
@@ -156,7 +158,7 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[n
     return _permute(grad, ctx.sides, not ctx.to_tiles), None, None
 
 
-_permute.register_autograd(_backward, setup_context=_save)
+gradient_of(_permute, _backward, _save)
 
 
 def _grid_of(sides: Sequence[int]) -> BlockGrid:

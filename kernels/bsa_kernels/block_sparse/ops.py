@@ -18,6 +18,7 @@ from bsa_kernels.block_sparse.groups import group_count, group_tables
 from bsa_kernels.block_sparse.lists import worst_case
 from bsa_kernels.block_sparse.tables import KernelTables, Layout, Walk, walk_of
 from bsa_kernels.plan import BlockPlan
+from bsa_kernels.torch_operator import fake_of, gradient_of, torch_operator
 
 
 def make_tables(plan: BlockPlan, code: str) -> KernelTables:
@@ -26,14 +27,14 @@ def make_tables(plan: BlockPlan, code: str) -> KernelTables:
     return KernelTables.of([*_make_walk(kept_slots, bits, code), fill, bits], code)
 
 
-@torch.library.custom_op("bsa_kernels::make_tables", mutates_args=())
+@torch_operator("make_tables")
 def _make_walk(kept_slots: Tensor, block_bits: Tensor, code: str) -> list[Tensor]:
     layout = Layout.decode(code)
     kept = group_tables(layout.q_grid, layout.tiles.attend.group, block_bits.device).candidates
     return unaliased(walk_of(kept_slots, block_bits, layout), kept)
 
 
-@_make_walk.register_fake
+@fake_of(_make_walk)
 def _(kept_slots: Tensor, block_bits: Tensor, code: str) -> list[Tensor]:
     layout = Layout.decode(code)
     heads, group = block_bits.shape[:2], layout.tiles.attend.group
@@ -69,7 +70,7 @@ def unaliased(tensors: Sequence[Tensor], *kept: Tensor) -> list[Tensor]:
     return found
 
 
-@torch.library.custom_op("bsa_kernels::attend", mutates_args=())
+@torch_operator("attend")
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], code: str, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -83,7 +84,7 @@ def _attend(
     return launch_attend(q, k, v, tables, scale=scale)
 
 
-@_attend.register_fake
+@fake_of(_attend)
 def _(
     q: Tensor,
     k: Tensor,
@@ -96,7 +97,7 @@ def _(
     return q.new_empty(q.shape), q.new_empty(rows.shape, dtype=torch.float32)
 
 
-@torch.library.custom_op("bsa_kernels::attend_backward", mutates_args=())
+@torch_operator("attend_backward")
 def _attend_backward(
     do: Tensor,
     q: Tensor,
@@ -114,7 +115,7 @@ def _attend_backward(
     return launch_backward(do, q, k, v, o, lse, KernelTables.of(tensors, code), scale=scale, dlse=dlse)
 
 
-@_attend_backward.register_fake
+@fake_of(_attend_backward)
 def _(
     do: Tensor,
     q: Tensor,
@@ -145,7 +146,7 @@ def _backward(ctx, do: Tensor | None, dlse: Tensor | None) -> tuple[object, ...]
     return *grads, [None] * len(tensors), None, None
 
 
-_attend.register_autograd(_backward, setup_context=_save)
+gradient_of(_attend, _backward, _save)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, tables: KernelTables, *, scale: float) -> Tensor:

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from bsa_kernels.block_engine import Order
 from bsa_kernels.engines import get_engine
-from bsa_kernels.first_order import first_order
 from bsa_kernels.grid import BlockGrid
 from bsa_kernels.operator import Operator
 from bsa_kernels.plan import BlockPlan
 from bsa_kernels.rules import ElementRule
 from bsa_kernels.stages import block_stages
-from bsa_kernels.tracing import untraced
+from bsa_kernels.torch_operator import fake_of, gradient_of, torch_operator
 
 # In place of a bound of the element rule that there is not: more than any position.
 _UNBOUNDED = 1 << 40
@@ -64,7 +63,7 @@ class TracedEngine:
         self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, code: list[int], scale: float, *, with_lse: bool
     ) -> tuple[Tensor, Tensor]:
         tables = (plan.kept_slots, plan.num_kept, plan.fill, plan.block_bits)
-        o, lse = torch.ops.bsa_kernels.engine_attend(q, k, v, *tables, code, self.name, scale, with_lse)
+        o, lse = _attend(q, k, v, *tables, code, self.name, scale, with_lse)
         return o, lse
 
 
@@ -104,6 +103,7 @@ def _operator(
     )
 
 
+@torch_operator("engine_attend")
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -124,11 +124,13 @@ def _attend(
     return state["o"].contiguous(), state["lse_kept"] if with_lse else _no_lse(q)
 
 
-def _attend_fake(q: Tensor, k: Tensor, v: Tensor, kept_slots: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+@fake_of(_attend)
+def _(q: Tensor, k: Tensor, v: Tensor, kept_slots: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     lse = q.new_empty(kept_slots.shape, dtype=_wide(q.dtype)) if others[-1] else _no_lse(q)
     return q.new_empty(q.shape), lse
 
 
+@torch_operator("engine_attend_backward")
 def _attend_backward(
     grad_o: Tensor,
     grad_lse: Tensor | None,
@@ -158,7 +160,8 @@ def _attend_backward(
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
 
-def _attend_backward_fake(
+@fake_of(_attend_backward)
+def _(
     grad_o: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
@@ -171,12 +174,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.rest, ctx.with_lse, ctx.shape = (code, engine, scale), with_lse, output[0].shape
 
 
-@first_order
 def _backward(ctx: Any, grad_o: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, *tables = ctx.saved_tensors
     grad_o = q.new_zeros(ctx.shape) if grad_o is None else grad_o
     grad_lse = grad_lse if ctx.with_lse else None
-    grads = torch.ops.bsa_kernels.engine_attend_backward(grad_o, grad_lse, q, k, v, *tables, *ctx.rest)
+    grads = _attend_backward(grad_o, grad_lse, q, k, v, *tables, *ctx.rest)
     return *grads, *(None,) * 8
 
 
@@ -188,17 +190,4 @@ def _no_lse(q: Tensor) -> Tensor:
     return q.new_empty(0, dtype=_wide(q.dtype))
 
 
-_TABLES = "Tensor kept_slots, Tensor num_kept, Tensor fill, Tensor block_bits, int[] code, str engine, float scale"
-_LIBRARY = torch.library.Library("bsa_kernels", "FRAGMENT")
-_LIBRARY.define(f"engine_attend(Tensor q, Tensor k, Tensor v, {_TABLES}, bool with_lse) -> (Tensor, Tensor)")
-_LIBRARY.define(
-    f"engine_attend_backward(Tensor grad_o, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, {_TABLES}) "
-    "-> (Tensor, Tensor, Tensor)"
-)
-for _name, _run, _fake in (
-    ("engine_attend", _attend, _attend_fake),
-    ("engine_attend_backward", _attend_backward, _attend_backward_fake),
-):
-    _LIBRARY.impl(_name, untraced(_run), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"bsa_kernels::{_name}", _fake, lib=_LIBRARY)
-torch.library.register_autograd("bsa_kernels::engine_attend", _backward, setup_context=_save, lib=_LIBRARY)
+gradient_of(_attend, _backward, _save)

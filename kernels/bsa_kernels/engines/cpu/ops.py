@@ -18,6 +18,7 @@ from torch import Tensor
 from bsa_kernels.block_engine import Order
 from bsa_kernels.cpp.library import Geometry, load, make_problem
 from bsa_kernels.plan import BlockPlan
+from bsa_kernels.torch_operator import fake_of, gradient_of, torch_operator
 
 
 class PlanTables(NamedTuple):
@@ -85,7 +86,7 @@ def _dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@torch.library.custom_op("bsa_kernels::cpu_attend", mutates_args=(), device_types="cpu")
+@torch_operator("cpu_attend", device="cpu")
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -104,12 +105,12 @@ def _attend(
     return o, lse
 
 
-@_attend.register_fake
+@fake_of(_attend)
 def _(q: Tensor, k: Tensor, v: Tensor, kept_slots: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(kept_slots.shape, dtype=_wide(q.dtype))
 
 
-@torch.library.custom_op("bsa_kernels::cpu_attend_backward", mutates_args=(), device_types="cpu")
+@torch_operator("cpu_attend_backward", device="cpu")
 def _attend_backward(
     grad_o: Tensor,
     grad_lse: Tensor | None,
@@ -139,7 +140,7 @@ def _attend_backward(
     return grads["grad_q"], grads["grad_k"], grads["grad_v"]
 
 
-@_attend_backward.register_fake
+@fake_of(_attend_backward)
 def _(
     grad_o: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *others: object
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,4 +162,4 @@ def _backward(ctx, grad_o: Tensor | None, grad_lse: Tensor | None) -> tuple[Tens
     return *grads, *(None,) * 6
 
 
-_attend.register_autograd(_backward, setup_context=_save)
+gradient_of(_attend, _backward, _save)

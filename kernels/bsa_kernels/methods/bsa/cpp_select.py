@@ -22,6 +22,7 @@ from bsa_kernels.methods.bsa.ops import empty_selection
 from bsa_kernels.methods.bsa.options import MASS_FLOOR, MASS_TARGET, BsaOptions, Fill, QueryRule, kept_count
 from bsa_kernels.methods.bsa.queries import group_kinds
 from bsa_kernels.methods.bsa.stages import Selected, grids
+from bsa_kernels.torch_operator import fake_of, torch_operator
 
 #: Numbers of q and k for which a thread is started.
 NUMBERS_A_THREAD = 1 << 16
@@ -86,7 +87,7 @@ def select(q: Tensor, k: Tensor, options: BsaOptions, *, scale: float, is_tiled:
     return Selected(*_select(q, k, options.code, scale, is_tiled))
 
 
-@torch.library.custom_op("bsa_kernels::bsa_select_cpp", mutates_args=(), device_types="cpu")
+@torch_operator("bsa_select_cpp", device="cpu")
 def _select(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) -> list[Tensor]:
     wanted = BsaOptions.decode(options)
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
@@ -95,7 +96,7 @@ def _select(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) ->
     return list(selected)
 
 
-@_select.register_fake
+@fake_of(_select)
 def _(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) -> list[Tensor]:
     return list(empty_selection(q, BsaOptions.decode(options)))
 

@@ -11,6 +11,7 @@ from bsa_kernels.methods.bsa.fused import unsupported
 from bsa_kernels.methods.bsa.options import BsaOptions
 from bsa_kernels.methods.bsa.queries import kept_rows
 from bsa_kernels.methods.bsa.stages import Selected, grids, select_tokens
+from bsa_kernels.torch_operator import fake_of, torch_operator
 
 
 def select(q: Tensor, k: Tensor, options: BsaOptions, *, scale: float, is_tiled: bool) -> Selected:
@@ -18,7 +19,7 @@ def select(q: Tensor, k: Tensor, options: BsaOptions, *, scale: float, is_tiled:
     return Selected(*_select(q, k, options.code, scale, is_tiled))
 
 
-@torch.library.custom_op("bsa_kernels::bsa_select", mutates_args=())
+@torch_operator("bsa_select")
 def _select(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) -> list[Tensor]:
     wanted = BsaOptions.decode(options)
     selected = select_tokens(q, k, wanted, scale=scale, is_tiled=is_tiled)
@@ -33,14 +34,14 @@ def select_in_torch(q: Tensor, k: Tensor, options: BsaOptions, *, scale: float, 
     return Selected(*_select_in_torch(q, k, options.code, scale, is_tiled))
 
 
-@torch.library.custom_op("bsa_kernels::bsa_select_torch", mutates_args=())
+@torch_operator("bsa_select_torch")
 def _select_in_torch(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) -> list[Tensor]:
     selected = select_tokens(q, k, BsaOptions.decode(options), scale=scale, is_tiled=is_tiled, in_triton=False)
     return [table.clone(memory_format=torch.contiguous_format) for table in selected]
 
 
-@_select_in_torch.register_fake
-@_select.register_fake
+@fake_of(_select_in_torch)
+@fake_of(_select)
 def _(q: Tensor, k: Tensor, options: str, scale: float, is_tiled: bool) -> list[Tensor]:
     return list(empty_selection(q, BsaOptions.decode(options)))
 
