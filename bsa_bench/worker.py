@@ -123,9 +123,6 @@ class _GroupRun:
         from bsa_bench.engines.torch_cache import set_up_torch_cache
 
         set_up_torch_cache()
-        if not job.cases[0].claims.is_dense:
-            # torch loads it with the first call of a library's operator; no part of the first call that is timed.
-            import torch._dynamo
         self.device = torch.device(job.device)
         if job.device == "cpu":
             torch.set_num_threads(threads)
