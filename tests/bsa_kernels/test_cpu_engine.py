@@ -113,12 +113,12 @@ def test_results_are_the_same_bits_for_any_number_of_threads(dtype, num_threads)
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("length", "threads"), [(64, 1), (128, 2), (1024, 64)])
+@pytest.mark.parametrize(("length", "threads"), [(64, 1), (128, 2), (1024, 16), (4096, 64)])
 def test_a_tiny_call_starts_as_many_threads_as_it_has_work_for(length, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     grid = BlockGrid((1, 1, length), (1, 1, 16))
     tables = ops.make_tables(full_plan(1, 1, grid, device=DEVICE), "natural")
-    q = torch.zeros(1, 1, length, 64)  # two products, each of length^2 * 64
+    q = torch.zeros(1, 1, length, 64)  # two products, each of length^2 * 64, and a thread for each 64 rows at most
     named, geometry = tables._asdict(), library.Geometry.decode(tables.code)
     del named["code"]
     assert library.load().threads(library.make_problem({"q": q}, named, geometry, 1.0)) == threads
@@ -227,6 +227,22 @@ def test_nan_in_a_key_reaches_all_that_see_it_and_nobody_else():
     assert is_nan.tolist() == [8 <= token < 16 for token in range(32)]
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v", "do"])
+@pytest.mark.parametrize("size", [1, 4, 24])
+def test_what_is_no_number_stays_with_those_that_list_it_where_blocks_share_vectors(name, size):
+    grid = BlockGrid((1, 1, 4 * size), (1, 1, size))
+    mask = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]], dtype=torch.bool)
+    plan = hand_plan(grid, grid, mask.view(1, 1, 4, 4), keep=1)
+    x = given(plan, 16)
+    with torch.no_grad():
+        getattr(x, name)[0, 0, size, 3] = torch.nan  # of block 1, which lists 1 and 3
+    o, _, *grads = everything("cpu", plan, x)
+    found = [set((y.isnan().any(-1).flatten().nonzero() // size).flatten().tolist()) for y in (o, *grads)]
+    assert set().union(*found)
+    for blocks, may in zip(found, ({1}, {1}, {1, 3}, {1, 3}), strict=True):
+        assert blocks <= may
+
+
 def test_a_last_dimension_with_gaps_and_an_expanded_gradient_are_read_right():
     inputs = qkv(GRID, 8)
     grid = BlockGrid(GRID, (2, 4, 4))
@@ -252,11 +268,14 @@ def test_executed_flop_of_a_plan_by_hand():
     mask = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1]], dtype=torch.bool).view(1, 1, 3, 3)
     plan = hand_plan(grid, grid, mask, keep=0.5)
     assert plan.num_kept.flatten().tolist() == [8, 8, 4]
-    padded = 16 if supports("avx512f") else 8 if supports("avx") else 4  # lanes of float
-    rows = [-(-kept // padded) * padded for kept in (8, 8, 4)]
-    keys, width = (24, 16, 40), 2 * padded  # a head dim of two vectors needs no padding
-    by_rows = sum(r * k for r, k in zip(rows, keys, strict=True)) * width
-    by_numbers = sum(r * k for r, k in zip((8, 8, 4), keys, strict=True)) * width
+    lanes = 16 if supports("avx512f") else 8 if supports("avx") else 4  # of float
+    # Of KV blocks of 16, 16 and 8 keys the vectors with a row that lists them, and the rows from the first that lists
+    # to the last. The query blocks follow each other, 8 lanes each: in vectors of 16 the second is among two that list.
+    vectors = {16: (2, 2, 2), 8: (2, 2, 2), 4: (3, 3, 3)}[lanes]
+    rows = {16: (20, 12, 20), 8: (12, 12, 12), 4: (12, 12, 12)}[lanes]
+    width = 2 * lanes  # a head dim of two vectors needs no padding
+    by_rows = sum(v * k for v, k in zip(vectors, (16, 16, 8), strict=True)) * lanes * width
+    by_numbers = sum(r * k for r, k in zip(rows, (16, 16, 8), strict=True)) * width
     count = get_engine("cpu").executed_flop
     assert count(plan, width, "forward", dtype=FP32) == 2 * 2 * by_rows
     assert count(plan, width, "backward", dtype=FP32) == 2 * (3 * by_rows + 2 * by_numbers)

@@ -2,12 +2,13 @@
 // the end of this file, see library.py.
 //
 // Legend: B batch, H heads, D numbers of a head, Nq query blocks of Mq slots, of which up to K rows are kept, Nk KV blocks
-// of Mk slots. A *row tile* is up to 64 kept rows of a query block; they are the lanes of vectors, so that queries are
-// packed transposed, [D, rows]. A *key tile* is up to 64 keys of a KV block.
+// of Mk slots. A *row tile* has up to 64 kept rows, of one query block or of several that follow each other, its *members*;
+// they are the lanes of vectors, so that queries are packed transposed, [D, rows]. A *key tile* is up to 64 keys of a KV
+// block.
 //
 // Results are the same bits for any number of threads: every number is summed by the same additions in the same order.
 // A query row and its output belong to one thread. In the backward a thread owns a range of KV blocks, a *group*, and
-// walks all query blocks in order; the gradient of a query row gets its addends of one group after those of all groups
+// walks all row tiles in order; the gradient of a query row gets its addends of one group after those of all groups
 // before, for which a thread waits where it has to. Neither order depends on how many groups there are.
 
 #include <algorithm>
@@ -52,38 +53,39 @@ struct Problem {
   const int32_t* kv_counts;    // [Nk]: real keys, which come first in their block
 };
 
-// Blocks first to past - 1 whose bit is set, ascending.
+// The bits of a word of block_bits that are of blocks first to past - 1.
+uint32_t bits_between(int64_t first, int64_t past, int64_t word) {
+  uint32_t bits = ~uint32_t{0};
+  if (word * 32 < first) bits &= ~uint32_t{0} << (first - word * 32);
+  if (past - word * 32 < 32) bits &= (uint32_t{1} << (past - word * 32)) - 1;
+  return bits;
+}
+
+using Mask = uint64_t;  // of the members of a row tile, or of its vectors
+
+constexpr Mask ones(int64_t count) { return count >= 64 ? ~Mask{0} : (Mask{1} << count) - 1; }
+
 template <class Body>
-void for_each_listed(const uint32_t* words, int64_t first, int64_t past, Body&& body) {
-  for (int64_t w = first / 32; w * 32 < past; w++) {
-    uint32_t word = words[w];
-    if (w * 32 < first) word &= ~uint32_t{0} << (first - w * 32);
-    if (past - w * 32 < 32) word &= (uint32_t{1} << (past - w * 32)) - 1;
-    for (; word; word &= word - 1) body(w * 32 + __builtin_ctz(word));
-  }
+void for_each_one(Mask mask, Body&& body) {
+  for (; mask; mask &= mask - 1) body(__builtin_ctzll(mask));
 }
 
-bool lists_any(const uint32_t* words, int64_t first, int64_t past) {
-  for (int64_t w = first / 32; w * 32 < past; w++) {
-    uint32_t word = words[w];
-    if (w * 32 < first) word &= ~uint32_t{0} << (first - w * 32);
-    if (past - w * 32 < 32) word &= (uint32_t{1} << (past - w * 32)) - 1;
-    if (word) return true;
-  }
-  return false;
-}
-
-// Up to 64 kept rows of a query block.
+// Up to 64 kept rows.
 template <class T>
 struct RowTile {
-  int64_t index;  // of (batch, head, query block)
-  int64_t first;  // entry of kept_slots
-  int rows;       // real ones
-  int vectors;    // that hold them
-  // The element rule: a row sees positions between its two; and the ends over all rows.
-  typename Simd<T>::Int lowest[kTile];
-  typename Simd<T>::Int highest[kTile];
-  int64_t least_lowest, greatest_lowest, least_highest, greatest_highest;
+  using Int = typename Simd<T>::Int;
+  int64_t head;
+  int64_t index;  // of (batch, head, query block) of the first member
+  int64_t first;  // entry of kept_slots in its first lane; zero where there are several members
+  int members;
+  int rows[kTile];        // of a member, real ones
+  Mask vectors[kTile];    // that hold the rows of a member
+  const uint32_t* words;  // block_bits of the first member
+  // The element rule: a row sees positions between its two; and the ends over all rows of a member.
+  Int lowest[kTile], highest[kTile];
+  struct Ends {
+    int64_t least_lowest, greatest_lowest, least_highest, greatest_highest;
+  } ends[kTile];
 };
 
 // Up to 64 keys of a KV block.
@@ -91,7 +93,20 @@ struct KeyTile {
   int64_t block;
   int64_t first;  // slot of the block
   int keys;       // real ones
-  bool is_cut;    // the rule hides a pair
+};
+
+// Which members of a row tile list a key tile and see something of it, and of which the rule hides a pair.
+struct Viewers {
+  Mask see, cut;
+};
+
+// Vectors of a row tile side by side, each with a row that lists a key tile.
+struct Run {
+  int vector, vectors;
+  int row, past_row;  // lanes from the first to behind the last that lists
+  Mask members;       // that list
+  bool hides;         // a pair, by the element rule or because a row does not list
+  bool is_shared;     // with rows that do not list
 };
 
 template <class T>
@@ -104,71 +119,75 @@ class Attention {
         format_(format),
         num_heads_(p.batch * p.heads),
         words_(divide_up(p.num_kv_blocks, 32)),
-        row_tiles_(divide_up(p.kept_rows, kTile)),
-        tile_rows_(round_up(divide_up(p.kept_rows, row_tiles_), kLanes)),
+        parts_(divide_up(p.kept_rows, kTile)),
+        stride_(stride_of(divide_up(p.kept_rows, parts_))),
+        members_(parts_ > 1 ? 1 : std::max<int64_t>(1, std::min(kTile / stride_, p.num_q_blocks))),
+        tile_rows_(round_up(members_ * stride_, kLanes)),
+        row_tiles_(divide_up(p.num_q_blocks, members_) * parts_),
         key_tiles_(divide_up(p.kv_block_size, kTile)),
         tile_keys_(divide_up(p.kv_block_size, key_tiles_)),
         width_(round_up(p.head_dim, kLanes)),
+        has_rule_(p.before < std::numeric_limits<int32_t>::max() || p.after < std::numeric_limits<int32_t>::max()),
         scale2_(static_cast<T>(p.scale * kLog2E)) {}
 
   void forward() {
     prepare_keys();
-    struct Scratch {
-      Buffer<T> queries, scores, sums, out;
-    };
-    std::vector<Scratch> scratch;
-    const int64_t items = num_heads_ * p.num_q_blocks * row_tiles_;
     const int64_t threads = this->threads();
-    for (int64_t i = 0; i < threads; i++)
-      scratch.push_back({Buffer<T>(p.head_dim * tile_rows_), Buffer<T>(tile_keys_ * tile_rows_),
-                         Buffer<T>(p.head_dim * tile_rows_), Buffer<T>(p.head_dim * tile_rows_)});
-    Phase pack(num_heads_ * p.num_kv_blocks, threads, 8), attend(items, threads, 16);
+    // Row tiles that read the same keys one after another, while there are enough for every thread.
+    const int64_t together = std::max<int64_t>(1, std::min(kTogether, row_tiles_ * num_heads_ / (threads * 8)));
+    const int64_t groups = divide_up(row_tiles_, together), items = num_heads_ * groups;
+    std::vector<ForwardScratch> scratch;
+    for (int64_t i = 0; i < threads; i++) scratch.emplace_back(*this, together);
+    Phase pack(num_heads_ * p.num_kv_blocks, threads, 8), attend(items, threads, 4);
     parallel(threads, [&](int64_t thread) {
-      Scratch& own = scratch[thread];
       pack.work([&](int64_t item) { pack_keys(item); });
       pack.wait();
       attend.work([&](int64_t item) {
-        attend_tile(item / row_tiles_, item % row_tiles_, own.queries.get(), own.scores.get(), own.sums.get(),
-                    own.out.get());
+        const int64_t first = item % groups * together;
+        attend_tiles(item / groups, first, std::min(together, row_tiles_ - first), scratch[thread]);
       });
     });
   }
 
   void backward() {
     prepare_keys();
-    const int64_t panels = num_heads_ * p.num_q_blocks * row_tiles_;
+    const int64_t panels = num_heads_ * row_tiles_;
     panel_size_ = 2 * p.head_dim * tile_rows_ + 2 * tile_rows_ * width_ + 2 * tile_rows_;
     panels_ = Buffer<T>(panels * panel_size_);
     grad_q_ = Buffer<T>(panels * p.head_dim * tile_rows_);
-    // Several groups a thread, so that those that end early find more; one where heads are enough.
-    const int64_t wanted = 4 * p.threads;
-    groups_ = p.threads == 1 || num_heads_ >= wanted || num_heads_ == 0
-                  ? 1
-                  : std::min(p.num_kv_blocks, divide_up(wanted, num_heads_));
+    is_finite_ = std::vector<uint8_t>(panels);
+    // As many groups as keep what belongs to the keys of one in the second cache, and several a thread, so that those that
+    // end early find more.
+    const int64_t wanted = p.threads == 1 ? 1 : divide_up(8 * p.threads, std::max<int64_t>(1, num_heads_));
+    const int64_t per_block = p.kv_block_size * 2 * (p.head_dim + width_) * static_cast<int64_t>(sizeof(T));
+    groups_ = std::max(wanted, divide_up(p.num_kv_blocks * per_block, kGroupBytes));
+    groups_ = std::max<int64_t>(1, std::min(p.num_kv_blocks, groups_));
+    is_held_ = divide_up(p.num_kv_blocks, groups_) * per_block <= second_cache_bytes() / 4 * 3;
     const int64_t items = num_heads_ * groups_;
     const int64_t threads = threads_for(std::max(items, panels));
     progress_ = std::vector<std::atomic<int64_t>>(items);
     for (auto& each : progress_) each.store(0, std::memory_order_relaxed);
     const int64_t group_numbers = divide_up(p.num_kv_blocks, groups_) * p.kv_block_size * width_;
     struct Scratch {
-      Buffer<T> weights, grad_scores, grad_k, grad_v, out;
+      Buffer<T> weights, grad_scores, grad_k, grad_v, out, product;
     };
     std::vector<Scratch> scratch;
     for (int64_t i = 0; i < threads; i++)
       scratch.push_back({Buffer<T>(tile_keys_ * tile_rows_), Buffer<T>(tile_keys_ * tile_rows_),
                          Buffer<T>(i < items ? group_numbers : 0), Buffer<T>(i < items ? group_numbers : 0),
-                         Buffer<T>(p.head_dim)});
+                         Buffer<T>(p.head_dim), Buffer<T>(p.head_dim * tile_rows_)});
     Phase pack(num_heads_ * p.num_kv_blocks, threads, 8), panel(panels, threads, 16), walk(items, threads);
     Phase finish(num_heads_ * p.num_q_blocks, threads, 16);
     parallel(threads, [&](int64_t thread) {
       Scratch& own = scratch[thread];
       pack.work([&](int64_t item) { pack_keys(item); });
-      panel.work([&](int64_t item) { pack_tile(item / row_tiles_, item % row_tiles_); });
+      panel.work([&](int64_t item) { pack_tile(item); });
       pack.wait();
       panel.wait();
       if (own.grad_k.get())  // there are not more groups at once than threads with memory for one
         walk.work([&](int64_t item) {
-          walk_group(item, own.weights.get(), own.grad_scores.get(), own.grad_k.get(), own.grad_v.get());
+          walk_group(item, own.weights.get(), own.grad_scores.get(), own.grad_k.get(), own.grad_v.get(),
+                     own.product.get());
         });
       walk.wait();
       finish.work([&](int64_t item) { finish_queries(item, own.out.get()); });
@@ -176,27 +195,40 @@ class Attention {
   }
 
   // How many the forward starts.
-  int64_t threads() const { return threads_for(num_heads_ * p.num_q_blocks * row_tiles_); }
+  int64_t threads() const { return threads_for(num_heads_ * row_tiles_); }
 
   // FLOP of the products over pairs, as `multiply` is called.
   int64_t flop(bool is_backward) {
     find_positions();
     int64_t total = 0;
     RowTile<T> rows;
-    for (int64_t index = 0; index < num_heads_ * p.num_q_blocks; index++)
-      for (int64_t t = 0; t < row_tiles_; t++) {
-        if (!describe(index, t, rows)) continue;
-        for_each_tile(rows, 0, p.num_kv_blocks, [&](const KeyTile& tile, const KeyTile*) {
-          const int64_t lanes = rows.vectors * kLanes;
-          const int64_t by_rows = tile.keys * lanes * p.head_dim;           // scores, weights @ v and their like
-          const int64_t by_numbers = tile.keys * rows.rows * width_;        // gradients of k and v
+    const RowTile<T>* const one[] = {&rows};
+    for (int64_t tile = 0; tile < num_heads_ * row_tiles_; tile++) {
+      describe(tile / row_tiles_, tile % row_tiles_, rows);
+      for_each_tile(one, 1, 0, p.num_kv_blocks, [&](const KeyTile& keys, const Viewers* viewers, const KeyTile*) {
+        for_each_run(rows, viewers[0], [&](const Run& run) {
+          const int64_t by_rows = keys.keys * run.vectors * kLanes * p.head_dim;     // scores, weights @ v and their like
+          const int64_t by_numbers = keys.keys * (run.past_row - run.row) * width_;  // gradients of k and v
           total += is_backward ? 2 * (3 * by_rows + 2 * by_numbers) : 2 * (2 * by_rows);
         });
-      }
+      });
+    }
     return total;
   }
 
  private:
+  static constexpr int64_t kTogether = 8;
+  static constexpr int64_t kGroupBytes = int64_t{1} << 20;
+
+  // Lanes of a member: a power of two that divides a vector, or whole vectors, so that no member lies in more vectors than
+  // it needs.
+  static int64_t stride_of(int64_t rows) {
+    if (rows >= kLanes) return round_up(rows, kLanes);
+    int64_t stride = 1;
+    while (stride < rows) stride *= 2;
+    return stride;
+  }
+
   int64_t threads_for(int64_t items) const {
     int64_t listed = 0;
     for (int64_t w = 0; w < num_heads_ * p.num_q_blocks * words_; w++) listed += __builtin_popcount(p.block_bits[w]);
@@ -269,52 +301,135 @@ class Attention {
     return std::max<int64_t>(0, std::min(left, tile_keys_));
   }
 
-  // Fills in a row tile; false where it has no row.
-  bool describe(int64_t index, int64_t tile, RowTile<T>& rows) const {
-    const int64_t left = p.num_kept[index] - tile * tile_rows_;
-    if (left <= 0) return false;
-    rows.index = index;
-    rows.first = tile * tile_rows_;
-    rows.rows = static_cast<int>(std::min(left, tile_rows_));
-    rows.vectors = static_cast<int>(divide_up(rows.rows, kLanes));
-    rows.least_lowest = rows.least_highest = std::numeric_limits<int64_t>::max();
-    rows.greatest_lowest = rows.greatest_highest = std::numeric_limits<int64_t>::min();
-    for (int r = 0; r < rows.vectors * kLanes; r++) {
-      const int64_t entry = index * p.kept_rows + rows.first + std::min(r, rows.rows - 1);
-      const int64_t block = index % p.num_q_blocks;
-      const int64_t position = p.q_positions[block * p.q_block_size + p.kept_slots[entry]];
-      const int64_t lowest = std::max<int64_t>(position - p.before, std::numeric_limits<int32_t>::min());
-      const int64_t highest = std::min<int64_t>(position + p.after, std::numeric_limits<int32_t>::max());
-      rows.lowest[r] = static_cast<typename Simd<T>::Int>(lowest);
-      rows.highest[r] = static_cast<typename Simd<T>::Int>(highest);
-      rows.least_lowest = std::min(rows.least_lowest, lowest);
-      rows.greatest_lowest = std::max(rows.greatest_lowest, lowest);
-      rows.least_highest = std::min(rows.least_highest, highest);
-      rows.greatest_highest = std::max(rows.greatest_highest, highest);
+  // Fills in a row tile of a head.
+  void describe(int64_t head, int64_t tile, RowTile<T>& rows) const {
+    const int64_t first_block = tile / parts_ * members_;
+    rows.head = head;
+    rows.index = head * p.num_q_blocks + first_block;
+    rows.first = tile % parts_ * stride_;
+    rows.members = static_cast<int>(std::min(members_, p.num_q_blocks - first_block));
+    rows.words = p.block_bits + rows.index * words_;
+    for (int m = 0; m < rows.members; m++) {
+      const int64_t count = std::min(stride_, p.num_kept[rows.index + m] - rows.first), lane = m * stride_;
+      rows.rows[m] = static_cast<int>(std::max<int64_t>(0, count));
+      rows.vectors[m] = count <= 0 ? 0 : ones(divide_up(lane + count, kLanes)) & ~ones(lane / kLanes);
+      const int32_t* kept = p.kept_slots + (rows.index + m) * p.kept_rows + rows.first;
+      const int32_t* positions = p.q_positions + (first_block + m) * p.q_block_size;
+      typename RowTile<T>::Ends ends = {std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min(),
+                                        std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min()};
+      for (int64_t r = 0; r < count; r++) {
+        const int64_t position = positions[kept[r]];
+        const int64_t lowest = std::max<int64_t>(position - p.before, std::numeric_limits<int32_t>::min());
+        const int64_t highest = std::min<int64_t>(position + p.after, std::numeric_limits<int32_t>::max());
+        rows.lowest[lane + r] = static_cast<typename Simd<T>::Int>(lowest);
+        rows.highest[lane + r] = static_cast<typename Simd<T>::Int>(highest);
+        ends.least_lowest = std::min(ends.least_lowest, lowest);
+        ends.greatest_lowest = std::max(ends.greatest_lowest, lowest);
+        ends.least_highest = std::min(ends.least_highest, highest);
+        ends.greatest_highest = std::max(ends.greatest_highest, highest);
+      }
+      rows.ends[m] = ends;
     }
-    return true;
   }
 
-  // Key tiles that the rows list and see something of, in blocks first to past - 1, ascending; each with the next or null.
+  // The word of block_bits that any of the row tiles has.
+  uint32_t word_of(const RowTile<T>& rows, int64_t w) const {
+    uint32_t word = 0;
+    for (int m = 0; m < rows.members; m++) word |= rows.words[m * words_ + w];
+    return word;
+  }
+
+  // Key tiles that some row tiles of a head list and see something of, in blocks first to past - 1, ascending; each with
+  // who sees it, for each row tile, and the next or null.
   template <class Body>
-  void for_each_tile(const RowTile<T>& rows, int64_t first, int64_t past, Body&& body) const {
+  void for_each_tile(const RowTile<T>* const* rows, int64_t count, int64_t first, int64_t past, Body&& body) const {
     KeyTile held{};
-    for_each_listed(p.block_bits + rows.index * words_, first, past, [&](int64_t block) {
-      for (int64_t t = 0; t < key_tiles_; t++) {
-        const int keys = static_cast<int>(keys_in(block, t));
-        if (keys == 0) break;
-        bool is_cut = false;
-        if (block < p.num_grid_blocks) {  // everybody sees the prefix behind them
-          const int64_t from = first_position_[block * key_tiles_ + t], to = last_position_[block * key_tiles_ + t];
-          if (from > rows.greatest_highest || to < rows.least_lowest) continue;
-          is_cut = to > rows.least_highest || from < rows.greatest_lowest;
+    Viewers viewers[2][kTogether];
+    int current = 0;
+    for (int64_t w = first / 32; w * 32 < past; w++) {
+      uint32_t word = 0;
+      for (int64_t i = 0; i < count; i++) word |= word_of(*rows[i], w);
+      word &= bits_between(first, past, w);
+      for (; word; word &= word - 1) {
+        const int64_t block = w * 32 + __builtin_ctz(word);
+        for (int64_t t = 0; t < key_tiles_; t++) {
+          const KeyTile tile{block, t * tile_keys_, static_cast<int>(keys_in(block, t))};
+          if (tile.keys == 0) break;
+          bool is_seen = false;
+          for (int64_t i = 0; i < count; i++) {
+            viewers[current][i] = viewers_of(*rows[i], block, t);
+            is_seen = is_seen || viewers[current][i].see != 0;
+          }
+          if (!is_seen) continue;
+          if (held.keys) body(held, static_cast<const Viewers*>(viewers[1 - current]), &tile);
+          held = tile;
+          current = 1 - current;
         }
-        const KeyTile tile{block, t * tile_keys_, keys, is_cut};
-        if (held.keys) body(held, &tile);
-        held = tile;
+      }
+    }
+    if (held.keys) body(held, static_cast<const Viewers*>(viewers[1 - current]), static_cast<const KeyTile*>(nullptr));
+  }
+
+  Viewers viewers_of(const RowTile<T>& rows, int64_t block, int64_t tile) const {
+    Viewers viewers{};
+    const uint32_t* words = rows.words + block / 32;
+    for (int m = 0; m < rows.members; m++) {
+      const Mask lists = words[m * words_] >> block % 32 & 1;
+      viewers.see |= (rows.rows[m] ? lists : 0) << m;
+    }
+    // Everybody sees the prefix, which is behind the grid's blocks.
+    if (block >= p.num_grid_blocks || !has_rule_) return viewers;
+    const int64_t from = first_position_[block * key_tiles_ + tile], to = last_position_[block * key_tiles_ + tile];
+    for_each_one(viewers.see, [&](int m) {
+      const auto& ends = rows.ends[m];
+      if (from > ends.greatest_highest || to < ends.least_lowest)
+        viewers.see &= ~(Mask{1} << m);
+      else if (to > ends.least_highest || from < ends.greatest_lowest)
+        viewers.cut |= Mask{1} << m;
+    });
+    return viewers;
+  }
+
+  template <class Body>
+  void for_each_run(const RowTile<T>& rows, const Viewers& viewers, Body&& body) const {
+    Mask busy = 0;
+    for_each_one(viewers.see, [&](int m) { busy |= rows.vectors[m]; });
+    while (busy) {
+      Run run{};
+      run.vector = __builtin_ctzll(busy);
+      const Mask rest = ~(busy >> run.vector);
+      run.vectors = rest ? __builtin_ctzll(rest) : 64;
+      const Mask vectors = ones(run.vectors) << run.vector;
+      busy &= ~vectors;
+      const int64_t from = run.vector * kLanes / stride_, to = divide_up((run.vector + run.vectors) * kLanes, stride_);
+      const Mask here = ones(std::min<int64_t>(to, rows.members)) & ~ones(from);
+      run.members = viewers.see & here;
+      const int last = 63 - __builtin_clzll(run.members);
+      run.row = static_cast<int>(__builtin_ctzll(run.members) * stride_);
+      run.past_row = static_cast<int>(last * stride_) + rows.rows[last];
+      for_each_one(here & ~viewers.see, [&](int m) { run.is_shared = run.is_shared || rows.rows[m] != 0; });
+      run.hides = run.is_shared || (viewers.cut & here) != 0;
+      body(run);
+    }
+  }
+
+  // Between which positions each lane of a run sees keys of a tile.
+  struct Bounds {
+    typename Simd<T>::Int lowest[kTile], highest[kTile];
+  };
+  void bound(const RowTile<T>& rows, const KeyTile& tile, const Run& run, Bounds& bounds) const {
+    using Limits = std::numeric_limits<typename Simd<T>::Int>;
+    const bool has_rule = tile.block < p.num_grid_blocks;
+    for (int64_t lane = run.vector * kLanes; lane < (run.vector + run.vectors) * kLanes; lane++) {
+      bounds.lowest[lane] = Limits::max();
+      bounds.highest[lane] = Limits::min();
+    }
+    for_each_one(run.members, [&](int m) {
+      for (int64_t lane = m * stride_; lane < m * stride_ + rows.rows[m]; lane++) {
+        bounds.lowest[lane] = has_rule ? rows.lowest[lane] : Limits::min();
+        bounds.highest[lane] = has_rule ? rows.highest[lane] : Limits::max();
       }
     });
-    if (held.keys) body(held, static_cast<const KeyTile*>(nullptr));
   }
 
   // Pointers to the rows of the keys and values of a tile.
@@ -338,91 +453,164 @@ class Attention {
   const int32_t* q_rows_of(int64_t index) const { return p.q_rows + index % p.num_q_blocks * p.q_block_size; }
 
   // Which of a vector of rows see a key.
-  static Ints<T> sees(const RowTile<T>& rows, int vector, int32_t position) {
+  static Ints<T> sees(const Bounds& bounds, int64_t vector, int32_t position) {
     const Ints<T> at = Ints<T>{} + position;
-    const auto lowest = *reinterpret_cast<const Ints<T>*>(rows.lowest + vector * kLanes);
-    const auto highest = *reinterpret_cast<const Ints<T>*>(rows.highest + vector * kLanes);
+    const auto lowest = *reinterpret_cast<const Ints<T>*>(bounds.lowest + vector * kLanes);
+    const auto highest = *reinterpret_cast<const Ints<T>*>(bounds.highest + vector * kLanes);
     return (at >= lowest) & (at <= highest);
   }
 
-  // Rows [.., row stride] to [D, tile_rows], zeros in the lanes past the last row.
-  void transpose(const RowTile<T>& rows, const T* from, int64_t row_stride, T* to) const {
+  // Calls body(lane, member, row) for each real row of a tile.
+  template <class Body>
+  void for_each_row(const RowTile<T>& rows, Body&& body) const {
+    for (int m = 0; m < rows.members; m++)
+      for (int r = 0; r < rows.rows[m]; r++) body(m * stride_ + r, m, r);
+  }
+
+  // Rows [tile_rows, row stride] to [D, tile_rows].
+  void transpose(const T* from, int64_t row_stride, T* to) const {
     for (int64_t d = 0; d < p.head_dim; d++)
-      for (int r = 0; r < rows.vectors * kLanes; r++)
-        to[d * tile_rows_ + r] = r < rows.rows ? from[r * row_stride + d] : T(0);
+      for (int64_t lane = 0; lane < tile_rows_; lane++) to[d * tile_rows_ + lane] = from[lane * row_stride + d];
   }
 
-  int32_t q_row_of(const RowTile<T>& rows, int r) const {
-    return q_rows_of(rows.index)[p.kept_slots[rows.index * p.kept_rows + rows.first + r]];
+  // Where q holds the row of a member.
+  int32_t q_row_of(const RowTile<T>& rows, int member, int r) const {
+    const int64_t index = rows.index + member;
+    return q_rows_of(index)[p.kept_slots[index * p.kept_rows + rows.first + r]];
   }
 
-  void attend_tile(int64_t index, int64_t t, T* queries, T* scores, T* sums, T* out) const {
-    const int64_t head = index / p.num_q_blocks;
-    RowTile<T> rows;
-    alignas(64) T top[kTile], total[kTile];
-    bool is_first = true;
-    const bool has_rows = describe(index, t, rows);
-    if (has_rows) {
-      for (int r = 0; r < rows.rows; r++) read_row(p.q, head, q_row_of(rows, r), out + r * p.head_dim);
-      transpose(rows, out, p.head_dim, queries);
-      for (int r = 0; r < kTile; r++) {
-        top[r] = Simd<T>::kLowest;
-        total[r] = 0;
+  // Some row tiles, and what is summed of them.
+  struct ForwardScratch {
+    struct Part {
+      RowTile<T> rows;
+      alignas(64) T top[kTile], total[kTile];
+      T *queries, *sums;  // [D, tile_rows]
+    };
+    ForwardScratch(const Attention& of, int64_t together)
+        : memory(2 * together * of.p.head_dim * of.tile_rows_),
+          scores(of.tile_keys_ * of.tile_rows_),
+          out(of.tile_rows_ * of.p.head_dim),
+          parts(together) {
+      T* at = memory.get();
+      for (Part& part : parts) {
+        part.queries = at;
+        part.sums = at + of.p.head_dim * of.tile_rows_;
+        at = part.sums + of.p.head_dim * of.tile_rows_;
       }
-      const T *keys[kTile], *values[kTile];
-      const int stride = static_cast<int>(tile_rows_);
-      for_each_tile(rows, 0, p.num_kv_blocks, [&](const KeyTile& tile, const KeyTile* next) {
-        Ahead ahead;
-        ask_for(head, next, ahead);
-        point_at(head, tile, keys, values);
-        multiply<T, false>(tile.keys, keys, queries, stride, scores, stride, rows.vectors,
-                           static_cast<int>(p.head_dim), false, ahead);
-        if (tile.is_cut)
-          weigh<true>(rows, tile, scores, top, total, is_first ? nullptr : sums);
-        else
-          weigh<false>(rows, tile, scores, top, total, is_first ? nullptr : sums);
-        multiply<T, true>(static_cast<int>(p.head_dim), values, scores, stride, sums, stride, rows.vectors, tile.keys,
-                          !is_first, ahead);
-        is_first = false;
+    }
+    Buffer<T> memory, scores, out;
+    std::vector<Part> parts;
+    Bounds bounds;
+  };
+
+  void attend_tiles(int64_t head, int64_t first, int64_t count, ForwardScratch& own) const {
+    using Part = typename ForwardScratch::Part;
+    const RowTile<T>* rows[kTogether];
+    for (int64_t i = 0; i < count; i++) {
+      Part& part = own.parts[i];
+      rows[i] = &part.rows;
+      describe(head, first + i, part.rows);
+      std::memset(own.out.get(), 0, tile_rows_ * p.head_dim * sizeof(T));
+      for_each_row(part.rows, [&](int64_t lane, int m, int r) {
+        read_row(p.q, head, q_row_of(part.rows, m, r), own.out.get() + lane * p.head_dim);
       });
-      for (int r = 0; r < rows.rows; r++) {
-        const T share = total[r] == 0 ? T(0) : T(1) / total[r];
-        for (int64_t d = 0; d < p.head_dim; d++)
-          out[r * p.head_dim + d] = is_first ? T(0) : sums[d * tile_rows_ + r] * share;
+      transpose(own.out.get(), p.head_dim, part.queries);
+      std::memset(part.sums, 0, p.head_dim * tile_rows_ * sizeof(T));
+      for (int r = 0; r < kTile; r++) {
+        part.top[r] = Simd<T>::kLowest;
+        part.total[r] = 0;
       }
     }
-    T* lse = static_cast<T*>(p.lse) + index * p.kept_rows + t * tile_rows_;
-    for (int64_t r = 0; r < std::min(tile_rows_, p.kept_rows - t * tile_rows_); r++) {
-      const bool sees_any = has_rows && r < rows.rows && total[r] != 0;
-      lse[r] = sees_any ? top[r] + std::log2(total[r]) : std::numeric_limits<T>::infinity();
+    const T *keys[kTile], *values[kTile];
+    const int stride = static_cast<int>(tile_rows_), head_dim = static_cast<int>(p.head_dim);
+    for_each_tile(rows, count, 0, p.num_kv_blocks, [&](const KeyTile& tile, const Viewers* viewers, const KeyTile* next) {
+      Ahead ahead;
+      ask_for(head, next, ahead);
+      point_at(head, tile, keys, values);
+      for (int64_t i = 0; i < count; i++) {
+        Part& part = own.parts[i];
+        for_each_run(part.rows, viewers[i], [&](const Run& run) {
+          const int64_t lane = run.vector * kLanes;
+          T* scores = own.scores.get() + lane;
+          multiply<T, false>(tile.keys, keys, part.queries + lane, stride, scores, stride, run.vectors, head_dim, false,
+                             ahead);
+          if (run.hides) {
+            bound(part.rows, tile, run, own.bounds);
+            weigh<true>(run, tile, own.bounds, scores, part.top + lane, part.total + lane, part.sums + lane);
+          } else {
+            weigh<false>(run, tile, own.bounds, scores, part.top + lane, part.total + lane, part.sums + lane);
+          }
+          multiply_into(head_dim, values, scores, part.sums + lane, run, tile.keys, own.bounds, own.out.get(), ahead);
+        });
+      }
+    });
+    for (int64_t i = 0; i < count; i++) write_tile(own.parts[i], own.out.get());
+  }
+
+  // C[rows, lanes of a run] += A B, A by pointers to its columns; in lanes that list alone, for what others do not list may
+  // hold numbers that are none, which are not made zero by a weight of zero.
+  void multiply_into(int count, const T* const* a, const T* b, T* c, const Run& run, int depth, const Bounds& bounds,
+                     T* product, Ahead& ahead) const {
+    const int stride = static_cast<int>(tile_rows_);
+    if (!run.is_shared) {
+      multiply<T, true>(count, a, b, stride, c, stride, run.vectors, depth, true, ahead);
+      return;
     }
-    for (int64_t slot = 0; slot < p.q_block_size; slot++) {
-      const int32_t row = q_rows_of(index)[slot];
-      const int64_t entry = p.fill[index * p.q_block_size + slot];
-      if (row < 0) continue;
-      if (entry < 0) {
-        if (t == 0) write_zeros(p.o, head, row);
-      } else if (has_rows && entry >= rows.first && entry < rows.first + rows.rows) {
-        write_row(p.o, head, row, out + (entry - rows.first) * p.head_dim);
+    multiply<T, true>(count, a, b, stride, product, stride, run.vectors, depth, false, ahead);
+    for (int j = 0; j < run.vectors; j++) {
+      const auto lowest = *reinterpret_cast<const Ints<T>*>(bounds.lowest + (run.vector + j) * kLanes);
+      const auto lists = lowest != std::numeric_limits<typename Simd<T>::Int>::max();
+      for (int64_t d = 0; d < count; d++) {
+        const Vector<T> more = load(product + d * tile_rows_ + j * kLanes);
+        T* at = c + d * tile_rows_ + j * kLanes;
+        store(at, load(at) + (lists ? more : Vector<T>{}));
       }
     }
   }
 
-  // Makes weights [keys, rows] of scores, in place, by the running maximum and sum of each row; scales what was summed
-  // before (null: nothing was) where a maximum grew.
-  template <bool kCut>
-  void weigh(const RowTile<T>& rows, const KeyTile& tile, T* scores, T* top, T* total, T* sums) const {
+  // The output and the log-sum-exp of a row tile.
+  void write_tile(const typename ForwardScratch::Part& part, T* out) const {
+    const RowTile<T>& rows = part.rows;
+    alignas(64) T shares[kTile];
+    for (int64_t r = 0; r < tile_rows_; r++) shares[r] = part.total[r] == 0 ? T(0) : T(1) / part.total[r];
+    for (int64_t lane = 0; lane < tile_rows_; lane++)
+      for (int64_t d = 0; d < p.head_dim; d++)
+        out[lane * p.head_dim + d] = part.total[lane] == 0 ? T(0) : part.sums[d * tile_rows_ + lane] * shares[lane];
+    for (int m = 0; m < rows.members; m++) {
+      const int64_t index = rows.index + m, lane = m * stride_;
+      T* lse = static_cast<T*>(p.lse) + index * p.kept_rows + rows.first;
+      for (int64_t r = 0; r < std::min(stride_, p.kept_rows - rows.first); r++) {
+        const bool sees_any = r < rows.rows[m] && part.total[lane + r] != 0;
+        lse[r] = sees_any ? part.top[lane + r] + std::log2(part.total[lane + r]) : std::numeric_limits<T>::infinity();
+      }
+      for (int64_t slot = 0; slot < p.q_block_size; slot++) {
+        const int32_t row = q_rows_of(index)[slot];
+        const int64_t entry = p.fill[index * p.q_block_size + slot];
+        if (row < 0) continue;
+        if (entry < 0) {
+          if (rows.first == 0) write_zeros(p.o, rows.head, row);
+        } else if (entry >= rows.first && entry < rows.first + rows.rows[m]) {
+          write_row(p.o, rows.head, row, out + (lane + entry - rows.first) * p.head_dim);
+        }
+      }
+    }
+  }
+
+  // Makes weights [keys, lanes of a run] of scores, in place, by the running maximum and sum of each row; scales what was
+  // summed before where a maximum grew.
+  template <bool kHides>
+  void weigh(const Run& run, const KeyTile& tile, const Bounds& bounds, T* scores, T* top, T* total, T* sums) const {
     const int32_t* positions = positions_of(tile);
     const Vector<T> hidden = splat<T>(-std::numeric_limits<T>::infinity());
-    for (int j = 0; j < rows.vectors; j++) {
+    for (int j = 0; j < run.vectors; j++) {
       T* column = scores + j * kLanes;
       const Vector<T> before = load(top + j * kLanes);
       Vector<T> most = before, other = before;
       int i = 0;
-      if constexpr (kCut) {
+      if constexpr (kHides) {
         for (; i < tile.keys; i++) {
           Vector<T> x = load(column + i * tile_rows_) * scale2_;
-          x = sees(rows, j, positions[i]) ? x : hidden;
+          x = sees(bounds, run.vector + j, positions[i]) ? x : hidden;
           store(column + i * tile_rows_, x);
           most = x > most ? x : most;
         }
@@ -440,7 +628,7 @@ class Attention {
       }
       const Vector<T> factor = exp2_of<T>(before - most);
       Vector<T> even{}, odd{};
-      const T scale = kCut ? T(1) : scale2_;
+      const T scale = kHides ? T(1) : scale2_;
       for (i = 0; i + 2 <= tile.keys; i += 2) {
         const Vector<T> x = exp2_of<T>(load(column + i * tile_rows_) * scale - most);
         const Vector<T> y = exp2_of<T>(load(column + (i + 1) * tile_rows_) * scale - most);
@@ -456,7 +644,7 @@ class Attention {
       }
       store(top + j * kLanes, most);
       store(total + j * kLanes, load(total + j * kLanes) * factor + (even + odd));
-      if (sums && any(most > before))
+      if (any((most > before) & (before > Simd<T>::kLowest)))  // there are none before the first key
         for (int64_t d = 0; d < p.head_dim; d++) {
           T* at = sums + d * tile_rows_ + j * kLanes;
           store(at, load(at) * factor);
@@ -464,10 +652,10 @@ class Attention {
     }
   }
 
-  template <class Mask>
-  static bool any(Mask mask) {
-    uint64_t words[sizeof(Mask) / 8], found = 0;
-    std::memcpy(words, &mask, sizeof(Mask));
+  template <class Lanes>
+  static bool any(Lanes lanes) {
+    uint64_t words[sizeof(Lanes) / 8], found = 0;
+    std::memcpy(words, &lanes, sizeof(Lanes));
     for (uint64_t word : words) found |= word;
     return found != 0;
   }
@@ -478,53 +666,58 @@ class Attention {
     T *query_rows, *grad_rows;                 // [tile_rows, width]
     T *lse, *delta;                            // [tile_rows]
   };
-  Panel panel_of(int64_t index, int64_t t) const {
-    T* at = panels_.get() + (index * row_tiles_ + t) * panel_size_;
+  Panel panel_of(int64_t item) const {
+    T* at = panels_.get() + item * panel_size_;
     const int64_t by_rows = p.head_dim * tile_rows_, by_numbers = tile_rows_ * width_;
     T* rows = at + 2 * by_rows;
     T* ends = rows + 2 * by_numbers;
     return {at, at + by_rows, rows, rows + by_numbers, ends, ends + tile_rows_};
   }
-  T* grad_q_of(int64_t index, int64_t t) const {
-    return grad_q_.get() + (index * row_tiles_ + t) * p.head_dim * tile_rows_;
-  }
+  T* grad_q_of(int64_t item) const { return grad_q_.get() + item * p.head_dim * tile_rows_; }
 
-  void pack_tile(int64_t index, int64_t t) const {
+  void pack_tile(int64_t item) {
     RowTile<T> rows;
-    if (!describe(index, t, rows)) return;
-    const int64_t head = index / p.num_q_blocks, block = index * p.q_block_size;
-    const Panel panel = panel_of(index, t);
-    std::memset(grad_q_of(index, t), 0, p.head_dim * tile_rows_ * sizeof(T));
+    describe(item / row_tiles_, item % row_tiles_, rows);
+    const Panel panel = panel_of(item);
+    std::memset(grad_q_of(item), 0, p.head_dim * tile_rows_ * sizeof(T));
     std::memset(panel.query_rows, 0, 2 * tile_rows_ * width_ * sizeof(T));
     // A kept row receives the gradients of all tokens that took its output.
-    for (int64_t slot = 0; slot < p.q_block_size; slot++) {
-      const int64_t entry = p.fill[block + slot] - rows.first;
-      const int32_t row = q_rows_of(index)[slot];
-      if (row < 0 || p.fill[block + slot] < 0 || entry < 0 || entry >= rows.rows) continue;
-      read_row(p.grad_o, head, row, panel.queries);  // for the moment
-      T* to = panel.grad_rows + entry * width_;
-      for (int64_t d = 0; d < p.head_dim; d++) to[d] += panel.queries[d];
+    for (int m = 0; m < rows.members; m++)
+      for (int64_t slot = 0; slot < p.q_block_size; slot++) {
+        const int32_t row = q_rows_of(rows.index + m)[slot], fill = p.fill[(rows.index + m) * p.q_block_size + slot];
+        const int64_t entry = fill - rows.first;
+        if (row < 0 || fill < 0 || entry < 0 || entry >= rows.rows[m]) continue;
+        read_row(p.grad_o, rows.head, row, panel.queries);  // for the moment
+        T* to = panel.grad_rows + (m * stride_ + entry) * width_;
+        for (int64_t d = 0; d < p.head_dim; d++) to[d] += panel.queries[d];
+      }
+    for (int64_t lane = 0; lane < tile_rows_; lane++) {
+      panel.lse[lane] = std::numeric_limits<T>::infinity();
+      panel.delta[lane] = 0;
     }
-    const T* lse = static_cast<const T*>(p.lse) + index * p.kept_rows + rows.first;
-    const T* grad_lse = static_cast<const T*>(p.grad_lse);
-    if (grad_lse) grad_lse += index * p.kept_rows + rows.first;
-    for (int r = 0; r < tile_rows_; r++) {
-      panel.lse[r] = std::numeric_limits<T>::infinity();
-      panel.delta[r] = 0;
-      if (r >= rows.rows) continue;
-      read_row(p.q, head, q_row_of(rows, r), panel.query_rows + r * width_);
-      read_row(p.o, head, q_row_of(rows, r), panel.queries);
+    for_each_row(rows, [&](int64_t lane, int m, int r) {
+      const int64_t at = (rows.index + m) * p.kept_rows + rows.first + r;
+      const int32_t row = q_row_of(rows, m, r);
+      read_row(p.q, rows.head, row, panel.query_rows + lane * width_);
+      read_row(p.o, rows.head, row, panel.queries);
       T delta = 0;
-      for (int64_t d = 0; d < p.head_dim; d++) delta += panel.grad_rows[r * width_ + d] * panel.queries[d];
-      panel.lse[r] = lse[r];
-      panel.delta[r] = grad_lse ? delta - grad_lse[r] * static_cast<T>(kLog2E) : delta;
+      for (int64_t d = 0; d < p.head_dim; d++) delta += panel.grad_rows[lane * width_ + d] * panel.queries[d];
+      panel.lse[lane] = static_cast<const T*>(p.lse)[at];
+      panel.delta[lane] = p.grad_lse ? delta - static_cast<const T*>(p.grad_lse)[at] * static_cast<T>(kLog2E) : delta;
+    });
+    transpose(panel.query_rows, width_, panel.queries);
+    transpose(panel.grad_rows, width_, panel.grads);
+    // x - x is zero, but for infinities and what is no number.
+    Vector<T> differences{};
+    for (int64_t i = 0; i < 2 * tile_rows_ * width_; i += kLanes) {
+      const Vector<T> x = load(panel.query_rows + i);
+      differences += x - x;
     }
-    transpose(rows, panel.query_rows, width_, panel.queries);
-    transpose(rows, panel.grad_rows, width_, panel.grads);
+    is_finite_[item] = !any(differences != Vector<T>{});
   }
 
   // All that the KV blocks of a group have to do with: their own gradients, and addends to those of queries.
-  void walk_group(int64_t item, T* weights, T* grad_scores, T* grad_k, T* grad_v) {
+  void walk_group(int64_t item, T* weights, T* grad_scores, T* grad_k, T* grad_v, T* product) {
     const int64_t head = item / groups_, group = item % groups_;
     const int64_t first = group_start(group), past = group_start(group + 1);
     const int64_t numbers = (past - first) * p.kv_block_size * width_;
@@ -533,45 +726,70 @@ class Attention {
     const int stride = static_cast<int>(tile_rows_), width = static_cast<int>(width_);
     const int vectors_of_width = static_cast<int>(width_ / kLanes), head_dim = static_cast<int>(p.head_dim);
     const T *weight_rows[kTile], *grad_score_rows[kTile], *keys[kTile], *values[kTile];
-    for (int i = 0; i < tile_keys_; i++) {
-      weight_rows[i] = weights + i * tile_rows_;
-      grad_score_rows[i] = grad_scores + i * tile_rows_;
-    }
     RowTile<T> rows;
-    for (int64_t n = 0; n < p.num_q_blocks; n++) {
-      const int64_t index = head * p.num_q_blocks + n;
-      bool may_add = groups_ == 1;
-      for (int64_t t = 0; t < row_tiles_; t++) {
-        if (!describe(index, t, rows)) continue;
-        const Panel panel = panel_of(index, t);
-        for_each_tile(rows, first, past, [&](const KeyTile& tile, const KeyTile* next) {
-          Ahead ahead;
-          ask_for(head, next, ahead);
-          if (next) {
+    Bounds bounds;
+    const RowTile<T>* const one[] = {&rows};
+    for (int64_t n = 0; n < row_tiles_; n++) {
+      const int64_t tile_item = head * row_tiles_ + n;
+      if (lists_any(head, n, first, past)) {
+        describe(head, n, rows);
+        const Panel panel = panel_of(tile_item);
+        T* grad_q = grad_q_of(tile_item);
+        bool may_add = groups_ == 1;
+        // What is read next: of the keys where the cache does not hold the group, else of the queries.
+        Ahead panel_ahead;
+        if (is_held_ && n + 1 < row_tiles_ && lists_any(head, n + 1, first, past)) {
+          panel_ahead.add(panel_of(tile_item + 1).queries, panel_size_ * sizeof(T));
+          panel_ahead.add(grad_q_of(tile_item + 1), p.head_dim * tile_rows_ * sizeof(T));
+        }
+        // Gradients of keys and values take a product for all rows from the first that lists to the last, weights of zero
+        // among them; where a row has numbers that are none, one for each member.
+        const auto add_rows = [&](const KeyTile& tile, int row, int past_row, Ahead& ahead) {
+          const int64_t at = ((tile.block - first) * p.kv_block_size + tile.first) * width_;
+          for (int i = 0; i < tile.keys; i++) {
+            weight_rows[i] = weights + i * tile_rows_ + row;
+            grad_score_rows[i] = grad_scores + i * tile_rows_ + row;
+          }
+          multiply<T, false>(tile.keys, weight_rows, panel.grad_rows + row * width_, width, grad_v + at, width,
+                             vectors_of_width, past_row - row, true, ahead);
+          multiply<T, false>(tile.keys, grad_score_rows, panel.query_rows + row * width_, width, grad_k + at, width,
+                             vectors_of_width, past_row - row, true, ahead);
+        };
+        for_each_tile(one, 1, first, past, [&](const KeyTile& tile, const Viewers* viewers, const KeyTile* next) {
+          Ahead tile_ahead;
+          Ahead& ahead = is_held_ ? panel_ahead : tile_ahead;
+          if (!is_held_) ask_for(head, next, ahead);
+          if (next && !is_held_) {
             const int64_t to = ((next->block - first) * p.kv_block_size + next->first) * width_;
             ahead.add(grad_v + to, next->keys * width_ * sizeof(T));
             ahead.add(grad_k + to, next->keys * width_ * sizeof(T));
           }
           point_at(head, tile, keys, values);
-          multiply<T, false>(tile.keys, keys, panel.queries, stride, weights, stride, rows.vectors, head_dim, false,
-                             ahead);
-          multiply<T, false>(tile.keys, values, panel.grads, stride, grad_scores, stride, rows.vectors, head_dim, false,
-                             ahead);
-          if (tile.is_cut)
-            differentiate<true>(rows, tile, panel, weights, grad_scores);
-          else
-            differentiate<false>(rows, tile, panel, weights, grad_scores);
-          const int64_t at = ((tile.block - first) * p.kv_block_size + tile.first) * width_;
-          multiply<T, false>(tile.keys, weight_rows, panel.grad_rows, width, grad_v + at, width, vectors_of_width,
-                             rows.rows, true, ahead);
-          multiply<T, false>(tile.keys, grad_score_rows, panel.query_rows, width, grad_k + at, width, vectors_of_width,
-                             rows.rows, true, ahead);
-          if (!may_add) {
-            await_turn(head, group, n);
-            may_add = true;
-          }
-          multiply<T, true>(head_dim, keys, grad_scores, stride, grad_q_of(index, t), stride, rows.vectors, tile.keys,
-                            true, ahead);
+          for_each_run(rows, viewers[0], [&](const Run& run) {
+            const int64_t lane = run.vector * kLanes;
+            multiply<T, false>(tile.keys, keys, panel.queries + lane, stride, weights + lane, stride, run.vectors,
+                               head_dim, false, ahead);
+            multiply<T, false>(tile.keys, values, panel.grads + lane, stride, grad_scores + lane, stride, run.vectors,
+                               head_dim, false, ahead);
+            if (run.hides) {
+              bound(rows, tile, run, bounds);
+              differentiate<true>(run, tile, bounds, panel, weights, grad_scores);
+            } else {
+              differentiate<false>(run, tile, bounds, panel, weights, grad_scores);
+            }
+            if (is_finite_[tile_item] || !run.is_shared)
+              add_rows(tile, run.row, run.past_row, ahead);
+            else
+              for_each_one(run.members, [&](int m) {
+                const int row = static_cast<int>(m * stride_);
+                add_rows(tile, row, row + rows.rows[m], ahead);
+              });
+            if (!may_add) {
+              await_turn(head, group, n);
+              may_add = true;
+            }
+            multiply_into(head_dim, keys, grad_scores + lane, grad_q + lane, run, tile.keys, bounds, product, ahead);
+          });
         });
       }
       progress_[item].store(n + 1, std::memory_order_release);
@@ -579,34 +797,45 @@ class Attention {
     finish_keys(head, first, past, grad_k, grad_v);
   }
 
+  // Whether a row tile lists one of blocks first to past - 1.
+  bool lists_any(int64_t head, int64_t tile, int64_t first, int64_t past) const {
+    const int64_t first_block = tile / parts_ * members_;
+    const uint32_t* words = p.block_bits + (head * p.num_q_blocks + first_block) * words_;
+    for (int64_t m = 0; m < std::min(members_, p.num_q_blocks - first_block); m++)
+      for (int64_t w = first / 32; w * 32 < past; w++)
+        if (words[m * words_ + w] & bits_between(first, past, w)) return true;
+    return false;
+  }
+
   int64_t group_start(int64_t group) const { return group * p.num_kv_blocks / groups_; }
 
-  // Until each earlier group that has blocks which query block n lists has passed n. Groups are taken in ascending order,
-  // so that each of them runs or is done, and the first that runs waits for nobody.
+  // Until each earlier group that has blocks which row tile n lists has passed n. Groups are taken in ascending order, so
+  // that each of them runs or is done, and the first that runs waits for nobody.
   void await_turn(int64_t head, int64_t group, int64_t n) const {
-    const uint32_t* words = p.block_bits + (head * p.num_q_blocks + n) * words_;
     for (int64_t other = 0; other < group; other++) {
       const auto& passed = progress_[head * groups_ + other];
       if (passed.load(std::memory_order_acquire) > n) continue;
-      if (!lists_any(words, group_start(other), group_start(other + 1))) continue;
+      if (!lists_any(head, n, group_start(other), group_start(other + 1))) continue;
       Patience patience;
       while (passed.load(std::memory_order_acquire) <= n) patience.wait();
     }
   }
 
   // Of scores the weights, and of gradients of weights those of scores, both in place.
-  template <bool kCut>
-  void differentiate(const RowTile<T>& rows, const KeyTile& tile, const Panel& panel, T* weights,
+  template <bool kHides>
+  void differentiate(const Run& run, const KeyTile& tile, const Bounds& bounds, const Panel& panel, T* weights,
                      T* grad_scores) const {
     const int32_t* positions = positions_of(tile);
-    for (int j = 0; j < rows.vectors; j++) {
+    for (int j = run.vector; j < run.vector + run.vectors; j++) {
       const Vector<T> lse = load(panel.lse + j * kLanes), delta = load(panel.delta + j * kLanes);
       for (int i = 0; i < tile.keys; i++) {
         T *weight = weights + i * tile_rows_ + j * kLanes, *grad = grad_scores + i * tile_rows_ + j * kLanes;
         Vector<T> x = exp2_of<T>(load(weight) * scale2_ - lse);
-        if constexpr (kCut) x = sees(rows, j, positions[i]) ? x : Vector<T>{};
+        if constexpr (kHides) x = sees(bounds, j, positions[i]) ? x : Vector<T>{};
         store(weight, x);
-        store(grad, x * (load(grad) - delta));
+        x *= load(grad) - delta;
+        if constexpr (kHides) x = sees(bounds, j, positions[i]) ? x : Vector<T>{};
+        store(grad, x);
       }
     }
   }
@@ -634,7 +863,9 @@ class Attention {
       const int32_t row = q_rows_of(index)[slot];
       if (row >= 0) {
         if (is_kept) {
-          const T* from = grad_q_of(index, entry / tile_rows_) + entry % tile_rows_;
+          const int64_t block = index % p.num_q_blocks, part = entry / stride_;
+          const T* from = grad_q_of(head * row_tiles_ + block / members_ * parts_ + part) + block % members_ * stride_ +
+                          entry % stride_;
           for (int64_t d = 0; d < p.head_dim; d++) out[d] = from[d * tile_rows_] * scale;
           write_row(p.grad_q, head, row, out);
         } else {
@@ -647,13 +878,16 @@ class Attention {
 
   const Problem& p;
   const Format<T> format_;
-  int64_t num_heads_, words_, row_tiles_, tile_rows_, key_tiles_, tile_keys_, width_;
+  int64_t num_heads_, words_, parts_, stride_, members_, tile_rows_, row_tiles_, key_tiles_, tile_keys_, width_;
+  bool has_rule_;
   T scale2_;
   Buffer<T> packed_keys_, packed_values_;
   std::vector<int64_t> first_position_, last_position_;
   int64_t panel_size_ = 0, groups_ = 1;
+  bool is_held_ = false;  // the second cache has room for all that belongs to the keys of a group
   Buffer<T> panels_, grad_q_;
   std::vector<std::atomic<int64_t>> progress_;
+  std::vector<uint8_t> is_finite_;  // of the queries and their gradients in a row tile
 };
 
 }  // namespace

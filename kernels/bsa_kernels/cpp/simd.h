@@ -125,7 +125,7 @@ class Ahead {
     ranges_[count_++] = {static_cast<const char*>(from), static_cast<const char*>(from) + bytes};
   }
   void step() {
-    constexpr int kLines = 12;
+    constexpr int kLines = 3 * BSA_VECTOR_BYTES / 8;  // wider vectors make fewer steps
     for (int line = 0; line < kLines && next_ < count_; line++) {
       Range& range = ranges_[next_];
       __builtin_prefetch(range.at, 0, 2);

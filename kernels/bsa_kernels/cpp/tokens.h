@@ -9,6 +9,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "formats.h"
@@ -48,6 +49,16 @@ class HeadRows {
 
 inline int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 inline int64_t divide_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
+
+// Of the second cache of a core, zero where the system does not say.
+inline int64_t second_cache_bytes() {
+#if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
+  const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return bytes > 0 ? bytes : 0;
+#else
+  return 0;
+#endif
+}
 
 // Memory for numbers, not initialised; in huge pages where it is large.
 template <class T>

@@ -81,10 +81,10 @@ class CpuEngine:
     def executed_flop(
         self, plan: BlockPlan, head_dim: int, which: Passes, *, dtype: torch.dtype = torch.bfloat16
     ) -> int:
-        """See `BlockEngine`: real keys of listed blocks, less tiles of keys that the rule hides, by padded rows.
+        """See `BlockEngine`: real keys, less tiles that the rule hides, by the vectors with a row that lists them.
 
-        Rows are padded to whole vectors. Two products forward, five backward; the two for dk and dv have real rows and
-        a padded head dim.
+        Two products forward, five backward; the two for dk and dv have the rows from the first that lists to the last,
+        and a padded head dim.
         """
         passes = {"forward": (False,), "backward": (True,), "forward+backward": (False, True)}[which]
         return sum(ops.executed_flop(plan, head_dim, dtype, is_backward=is_backward) for is_backward in passes)
