@@ -232,8 +232,14 @@ def options_of(case: Case) -> MethodOptions:
 
 
 def expected_cost(case: Case) -> Cost:
-    """What a case is expected to cost; loads no torch."""
-    return load_method(case.method).expected(case.workload, options_of(case))
+    """What a case is expected to cost; loads no torch.
+
+    Of one that its method is not defined on, and that therefore never runs, what dense attention costs.
+    """
+    method, options = load_method(case.method), options_of(case)
+    if method.unsupported(case.workload, options) is not None:
+        method, options = load_method("full"), check_options("full", {})
+    return method.expected(case.workload, options)
 
 
 def unsupported_case(case: Case) -> str | None:

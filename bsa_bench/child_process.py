@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from bsa_bench.descendants import new_mark
 from bsa_bench.errors import UsageError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -33,6 +34,8 @@ def own_paths() -> list[Path]:
 def child_environment(*, first: Iterable[Path] = (), last: Iterable[Path] = ()) -> dict[str, str]:
     """The environment of a child: this one's, with a module path that does not depend on the working folder.
 
+    It has a mark too, by which the child and its own children end with this process, see `bsa_bench.descendants`.
+
     Args:
         first: folders that come before all others on the child's module path.
         last: folders that come after all others of PYTHONPATH.
@@ -42,7 +45,7 @@ def child_environment(*, first: Iterable[Path] = (), last: Iterable[Path] = ()) 
     # `bsa_bench` is the one that runs here; kernels and suites are looked for as they were here.
     own = own_paths()
     paths = [*first, *own[:1], *inherited, *own[1:], *last]
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | new_mark()
     module_path = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(map(str, paths)))} if paths else {}
     return kept | module_path | {"PYTHONSAFEPATH": "1"}  # for what the child starts, compilers among it
 

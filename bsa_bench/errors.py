@@ -27,8 +27,8 @@ EXIT_CODES: dict[int, str] = {
     EXIT_WRONG: "at least one case gave a wrong result (recorded as WRONG, never as fast)",
     EXIT_NOTHING_MEASURED: "nothing was measured: no case can run here",
     EXIT_INFRASTRUCTURE: (
-        "infrastructure: the results folder cannot be written, the disk is full, or the GPU is not in a state to be "
-        "measured"
+        "infrastructure: the results folder cannot be written or was lost during the run, the disk is full, or the GPU "
+        "is not in a state to be measured"
     ),
     EXIT_CALIBRATION_NEEDED: "gate: this machine was not calibrated, or is too noisy; run bsa-bench noise",
     EXIT_AMBIGUOUS: "gate --ambiguous ambiguous, bisect: what is left can be told neither way",

@@ -14,9 +14,11 @@ def file_digest(path: str | Path) -> str | None:
     """
     try:
         file = Path(path).expanduser()
+        if not file.is_file():
+            return None
         stat = file.stat()
         return _digest(file.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    except (OSError, RuntimeError):  # RuntimeError: `~somebody` whom the system does not know
+    except (OSError, RuntimeError, ValueError):  # `~somebody` whom the system does not know; a zero byte
         return None
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from bsa_bench.text import shortened
+from bsa_bench.errors import UsageError
+from bsa_bench.text import is_unicode, shortened, visible
 
 _HEAD_BYTES = 4096
 _MOST_INDEX_BYTES = 64 << 20
+_MOST_PATH, _MOST_NAME = 4096, 255
 _WIDE = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MAGIC = {
     b"\x93NUMPY": "an array of NumPy (.npy)",
@@ -34,7 +38,57 @@ def why_no_file(path: Path) -> str | None:
             return f"no such file: {path}"
     except OSError as error:  # a name that is too long
         return f"{path} cannot be read: {error.strerror or error}"
+    except ValueError:
+        return f"{visible(str(path))} holds a zero byte, which no path does"
     return None if path.is_file() else f"{path} is a device or a pipe, expected a file"
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a file is there that ends, and not a folder, a device or a pipe; of what cannot be looked at, no."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or one with a zero byte
+        return False
+
+
+def read_regular(path: Path, *, most_bytes: int | None = None) -> bytes:
+    """Read a file; a pipe or a device would keep whoever reads it, or fill the memory.
+
+    Args:
+        most_bytes: of a longer file, so many bytes and one more are read.
+
+    Raises:
+        OSError: there is none, it is no regular file, or it cannot be read.
+    """
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a device or a pipe, expected a file")
+    with path.open("rb") as file:
+        return file.read(-1 if most_bytes is None else most_bytes + 1)
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, with the home folder in the place of `~`.
+
+    Raises:
+        UsageError: there is no such home, the path is longer than any file's, or has a zero byte.
+    """
+    given = str(text)
+    shown = shortened(visible(given), 200)
+    if "\0" in given:
+        raise UsageError(f"path: '{shown}' holds a zero byte, which no path does")
+    size = len(os.fsencode(given)) if is_unicode(given) else len(given)
+    longest = max(map(len, given.split("/")))
+    if size > _MOST_PATH or longest > _MOST_NAME:
+        raise UsageError(
+            f"path: '{shown}' is too long: {len(given):,} letters, expected at most {_MOST_PATH:,}, and {_MOST_NAME} "
+            "between two slashes"
+        )
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"path: '{shown}': `~` is no folder here, expected a home folder; write the whole path"
+        ) from None
 
 
 def decode_text(content: bytes) -> str:

@@ -128,7 +128,7 @@ class PaperClaim(Line):
     `standing`: P the paper itself, N second-hand notes that quote its tables, D our own derivation.
     """
 
-    speedup: Annotated[float, Field(gt=0)]
+    speedup: Annotated[FiniteFloat, Field(gt=0)]
     standing: Literal["P", "N", "P/N", "D"]
     source: str
 

@@ -6,6 +6,10 @@ import math
 import re
 
 from bsa_bench.errors import UsageError
+from bsa_bench.text import shortened
+
+MAX_SECONDS = 365 * 86_400.0
+"""Of a time limit or a budget: longer than anybody waits, and nothing computed from it overflows."""
 
 _DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?")
 
@@ -14,13 +18,15 @@ def parse_duration(text: str) -> float:
     """Turn `90`, `90s`, `9m`, `1h30m` into seconds.
 
     Raises:
-        UsageError: anything else, or nothing above zero.
+        UsageError: anything else, nothing above zero, or more than a year.
     """
     match = _DURATION.fullmatch(text.strip().lower())
     parts = {key: float(value) for key, value in match.groupdict().items() if value} if match else {}
     seconds = parts.get("h", 0.0) * 3600 + parts.get("m", 0.0) * 60 + parts.get("s", 0.0)
     if seconds <= 0:
-        raise UsageError(f"duration: got {text!r}, expected a time above zero such as 90s, 9m or 1h30m")
+        raise UsageError(f"duration: got {shortened(text, 80)!r}, expected a time above zero such as 90s, 9m or 1h30m")
+    if seconds > MAX_SECONDS:
+        raise UsageError(f"duration: got {shortened(text, 80)!r}, expected at most {MAX_SECONDS / 3600:.0f}h")
     return seconds
 
 
@@ -36,7 +42,7 @@ def parse_share(text: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and 0 < value < 10):
-        raise UsageError(f"share: got {text!r}, expected a number above zero such as 5% or 0.05")
+        raise UsageError(f"share: got {shortened(text, 80)!r}, expected a number above zero such as 5% or 0.05")
     return value
 
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from bsa_bench.child_process import PACKAGE
+from bsa_bench.descendants import be_child
 from bsa_bench.measure.process_start import ProcessStart
 from bsa_bench.prepare import Prepared, correctness_of_pass, failure, prepare, verify_fresh
 from bsa_bench.result import Case, Result, Status, TimerName
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--probe", action="store_true")
     arguments = parser.parse_args()
     if arguments.probe:
+        be_child()
         json.dump({"package": str(PACKAGE)} | _probe(json.load(sys.stdin)), sys.stdout)
         return
     job = read_job()

@@ -13,7 +13,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveInt,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
@@ -23,7 +22,21 @@ from bsa_bench.text import is_unicode, visible
 
 DType = Literal["float32", "float16", "bfloat16", "float64"]
 DTYPE_BYTES: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
+#: Far above what anybody attends to, and low enough that nothing computed from it overflows or takes long.
+MAX_TOKENS = 1 << 30
+MAX_PIXELS = 1_000_000
+MAX_FACTOR = 1024
+MAX_SHAPE = 65_536
+MAX_SEED = (1 << 63) - 1
+Tokens = Annotated[int, Field(gt=0, le=MAX_TOKENS)]
+"""A number of tokens, of blocks, or of what else is counted along a sequence."""
+Pixels = Annotated[int, Field(gt=0, le=MAX_PIXELS)]
+"""Of one side of a video, or its frames."""
+Shape = Annotated[int, Field(gt=0, le=MAX_SHAPE)]
+"""Of an axis of the tensors that is no length: batch, heads, head size."""
+Factor = Annotated[int, Field(gt=0, le=MAX_FACTOR)]
+Triple = tuple[Tokens, Tokens, Tokens]
+Factors = tuple[Factor, Factor, Factor]
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ class InputSpec(_Frozen):
     """
 
     kind: Literal["gaussian", "smooth", "video", "captured"] = "smooth"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     clip: str | None = None
     path: str | None = None
     sha256: str | None = None
@@ -116,16 +129,16 @@ class Workload(_Frozen):
     """
 
     model: str | None = None
-    frames: PositiveInt | None = None
-    height: PositiveInt | None = None
-    width: PositiveInt | None = None
+    frames: Pixels | None = None
+    height: Pixels | None = None
+    width: Pixels | None = None
     grid: Triple | None = None
-    tokens: PositiveInt | None = None
-    vae: Triple = (4, 8, 8)
-    patch: Triple = (1, 2, 2)
-    batch: PositiveInt = 1
-    heads: PositiveInt = 2
-    head_dim: PositiveInt = 64
+    tokens: Tokens | None = None
+    vae: Factors = (4, 8, 8)
+    patch: Factors = (1, 2, 2)
+    batch: Shape = 1
+    heads: Shape = 2
+    head_dim: Shape = 64
     dtype: DType = "float32"
     input: InputSpec = InputSpec()
 
@@ -139,6 +152,11 @@ class Workload(_Frozen):
             raise ValueError(f"workload: a video needs frames, height and width, got {video}")
         if self.model is not None and self.model not in PRESETS:
             raise ValueError(f"model: got {self.model!r}, expected one of {', '.join(sorted(PRESETS))}")
+        if self.tokens is None and self.num_tokens > MAX_TOKENS:
+            t, h, w = self.token_grid
+            raise ValueError(
+                f"workload: {t:,} x {h:,} x {w:,} = {self.num_tokens:,} tokens, expected at most {MAX_TOKENS:,}"
+            )
         return self
 
     @property

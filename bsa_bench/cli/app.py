@@ -9,11 +9,13 @@ from typing import Annotated, Literal
 import typer
 
 from bsa_bench.cli.gate_app import add_gate_verbs
+from bsa_bench.cli.group import BoundedGroup
 from bsa_bench.cli.plot_app import add_plot_verb
 from bsa_bench.cli.profile_app import add_profile_verb
 from bsa_bench.cli.static_app import static_app
 from bsa_bench.errors import EXIT_CODES
 from bsa_bench.exports import FORMATS, FormatName
+from bsa_bench.files import user_path
 from bsa_bench.imports import FORMATS as IMPORT_FORMATS
 from bsa_bench.imports import ImportName
 from bsa_bench.report.named_tables import ABOUT, TableFormat, TableName
@@ -25,6 +27,7 @@ _TABLES = "; ".join(f"{name}: {about}" for name, about in ABOUT.items()) + "."
 
 app = typer.Typer(
     name="bsa-bench",
+    cls=BoundedGroup,
     help="Which attention is fastest on your shapes and hardware, by how much, at what loss of fidelity.",
     epilog=f"Exit codes:\n\n{_CODES}",
     no_args_is_help=True,
@@ -36,7 +39,8 @@ app.add_typer(static_app, name="static")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 ResultsRoot = Annotated[
-    Path, typer.Option("--results", metavar="DIR", help="Folder of the runs.", envvar="BSA_BENCH_RESULTS")
+    Path,
+    typer.Option("--results", metavar="DIR", help="Folder of the runs.", envvar="BSA_BENCH_RESULTS", parser=user_path),
 ]
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's name under the results folder, its folder, or `latest`.")
@@ -95,7 +99,8 @@ def run(
         ),
     ] = None,
     video: Annotated[
-        Path | None, typer.Option("--video", metavar="FILE", help="Measure on this clip; short for video=FILE.")
+        Path | None,
+        typer.Option("--video", metavar="FILE", help="Measure on this clip; short for video=FILE.", parser=user_path),
     ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="What to measure; auto: the GPU if there is one.")
@@ -106,11 +111,17 @@ def run(
     processes: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Measure each case in N processes; default: the suite's, else 1, of report 5."
+            min=1,
+            max=1000,
+            metavar="N",
+            help="Measure each case in N processes; default: the suite's, else 1, of report 5.",
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Of the order in which several processes run; default: 0.")
+        int | None,
+        typer.Option(
+            min=0, max=(1 << 63) - 1, metavar="N", help="Of the order in which several processes run; default: 0."
+        ),
     ] = None,
     timer: Annotated[
         Literal["auto", "host", "event", "device-span", "graph"] | None,
@@ -145,7 +156,9 @@ def run(
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live display.")] = False,
     results: ResultsRoot = RESULTS,
-    reports: Annotated[Path, typer.Option("--reports", metavar="DIR", help="Folder of the reports.")] = Path("reports"),
+    reports: Annotated[
+        Path, typer.Option("--reports", metavar="DIR", help="Folder of the reports.", parser=user_path)
+    ] = Path("reports"),
     json_: Json = False,
 ) -> None:
     """Verify and measure a suite; each result is stored the moment it exists."""
@@ -193,7 +206,8 @@ def report(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where to write; default: reports/RUN.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where to write; default: reports/RUN.", parser=user_path),
     ] = None,
     published: Annotated[
         list[Path] | None,
@@ -201,6 +215,7 @@ def report(
             "--published",
             metavar="FILE",
             help="Add a section of figures that others published, from a file of `bsa-bench import`; repeatable.",
+            parser=user_path,
         ),
     ] = None,
     format_: Annotated[
@@ -236,7 +251,7 @@ def table(
         TableFormat, typer.Option("--format", help="Markdown, LaTeX with booktabs, CSV, or text for a terminal.")
     ] = "rich",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="PATH", help="Write to this file; default: print.")
+        Path | None, typer.Option("--out", metavar="PATH", help="Write to this file; default: print.", parser=user_path)
     ] = None,
     results: ResultsRoot = RESULTS,
 ) -> None:
@@ -263,13 +278,17 @@ def tune(
         str, typer.Option("--kept-rows", metavar="ROWS", help="Kept rows of a block of 64: 32 is half of the queries.")
     ] = "32,64",
     tokens: Annotated[str, typer.Option(metavar="LENGTHS", help="Lengths whose times are added up.")] = "23296,153600",
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the table goes.")] = Path("tiles.toml"),
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the table goes.", parser=user_path)] = Path(
+        "tiles.toml"
+    ),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be measured, on any machine; measure nothing.")
     ] = False,
     cache: Annotated[
         Path | None,
-        typer.Option("--cache", metavar="DIR", envvar="BSA_BENCH_CACHE", help="Where compiled code is kept."),
+        typer.Option(
+            "--cache", metavar="DIR", envvar="BSA_BENCH_CACHE", help="Where compiled code is kept.", parser=user_path
+        ),
     ] = None,
 ) -> None:
     """Measure the tiles of our kernels on this GPU and write a table of the fastest."""
@@ -296,7 +315,8 @@ def tune(
 @app.command()
 def limits(
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write the figures there, for `static --limits`.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the figures there, for `static --limits`.", parser=user_path),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -312,7 +332,12 @@ def export(
     to: Annotated[FormatName, typer.Option(help=_FORMATS)] = "csv",
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="PATH", help="Where to write, of asv a folder; default: RUN.csv and so on."),
+        typer.Option(
+            "--out",
+            metavar="PATH",
+            help="Where to write, of asv a folder; default: RUN.csv and so on.",
+            parser=user_path,
+        ),
     ] = None,
     results: ResultsRoot = RESULTS,
 ) -> None:
@@ -324,14 +349,16 @@ def export(
 
 @app.command(name="import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A result file of another tool.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A result file of another tool.", parser=user_path)],
     source_format: Annotated[
         ImportName | None,
         typer.Option("--from", help=f"Default: guessed from the content. {_IMPORT_FORMATS}."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="PATH", help="Where to write; default: its name with .published.jsonl."),
+        typer.Option(
+            "--out", metavar="PATH", help="Where to write; default: its name with .published.jsonl.", parser=user_path
+        ),
     ] = None,
     label: Annotated[
         str | None, typer.Option("--label", metavar="TEXT", help="Name the figures so in reports, not by the tool.")

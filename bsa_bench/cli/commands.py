@@ -259,19 +259,21 @@ def find_run(run: str, results: Path) -> Path:
     Raises:
         UsageError: there is no such run; the message lists those that there are.
     """
-    from bsa_bench.store.writer import latest_run
+    from bsa_bench.files import is_regular, user_path
+    from bsa_bench.store.find import latest_run, results_files
 
     if run == "latest":
         latest = latest_run(results)
         if latest is None:
             raise UsageError(f"there is no run in {results}; make one with: bsa-bench run --suite quick")
         return latest
-    for candidate in (results / run, Path(run)):
-        if (candidate / "results.jsonl").is_file():
+    path = user_path(run)
+    for candidate in (results / path, path):
+        if is_regular(candidate / "results.jsonl"):
             return candidate
-        if candidate.is_file() and candidate.suffix == ".jsonl":
+        if candidate.suffix == ".jsonl" and is_regular(candidate):
             return candidate.parent
-    there = sorted(p.parent.name for p in results.glob("*/results.jsonl"))
+    there = [file.parent.name for file in results_files(results)]
     raise UsageError(f"run {run!r}: not found under {results} nor as a path; there are: {', '.join(there) or 'none'}")
 
 

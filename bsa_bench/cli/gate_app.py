@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from bsa_bench.cli.flags import with_flags
+from bsa_bench.files import user_path
 
 Overrides = Annotated[
     list[str] | None,
@@ -31,7 +32,9 @@ CallLimit = Annotated[
     str, typer.Option("--call-limit", metavar="TIME", help="Leave out cases whose call takes longer; they are listed.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of the order of cases and sides.")]
-Noise = Annotated[Path, typer.Option("--noise", metavar="DIR", help="Folder of this machine's limits files.")]
+Noise = Annotated[
+    Path, typer.Option("--noise", metavar="DIR", help="Folder of this machine's limits files.", parser=user_path)
+]
 OwnBench = Annotated[
     bool, typer.Option("--own-bench", help="Take the base's own benchmark code too, not only its kernels.")
 ]
@@ -43,19 +46,25 @@ OwnEnvironment = Annotated[
 ]
 BasePython = Annotated[
     Path | None,
-    typer.Option("--base-python", metavar="FILE", help="Run the base on this Python, that of another venv."),
+    typer.Option(
+        "--base-python", metavar="FILE", help="Run the base on this Python, that of another venv.", parser=user_path
+    ),
 ]
 Paths = Annotated[
     list[Path] | None,
     typer.Option(
-        "--path", metavar="DIR", help="In your own repository: a folder of packages of which each side has its own."
+        "--path",
+        metavar="DIR",
+        help="In your own repository: a folder of packages of which each side has its own.",
+        parser=user_path,
     ),
 ]
 Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is measured.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List unchanged rows too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Results = Annotated[
-    Path, typer.Option("--results", metavar="DIR", help="Folder of the runs.", envvar="BSA_BENCH_RESULTS")
+    Path,
+    typer.Option("--results", metavar="DIR", help="Folder of the runs.", envvar="BSA_BENCH_RESULTS", parser=user_path),
 ]
 
 
@@ -86,7 +95,9 @@ class GateFlags:
     ] = None
     cache: Annotated[
         Path | None,
-        typer.Option("--cache", metavar="DIR", envvar="BSA_BENCH_CACHE", help="Where compiled code is kept."),
+        typer.Option(
+            "--cache", metavar="DIR", envvar="BSA_BENCH_CACHE", help="Where compiled code is kept.", parser=user_path
+        ),
     ] = None
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Tier 0: compilers at a time.")] = None
     threads: Threads = 1
@@ -116,16 +127,21 @@ class GateFlags:
     ] = False
     reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the baselines.")] = None
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write it for a pull request.")
+        Path | None,
+        typer.Option("--markdown", metavar="FILE", help="Also write it for a pull request.", parser=user_path),
     ] = None
-    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML.")] = None
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the JSON document.")] = None
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML.", parser=user_path)
+    ] = None
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Also write the JSON document.", parser=user_path)
+    ] = None
     github: Annotated[bool, typer.Option("--github", help="Annotations and a step summary, inside GitHub Actions.")] = (
         False
     )
     verbose: Verbose = False
     baselines: Annotated[
-        Path, typer.Option("--baselines", metavar="DIR", help="Folder of the committed baselines.")
+        Path, typer.Option("--baselines", metavar="DIR", help="Folder of the committed baselines.", parser=user_path)
     ] = Path("results/baselines")
     noise: Noise = Path("results/noise")
     seed: Seed = 0
@@ -243,7 +259,7 @@ def bisect(
 
 
 def bisect_step(
-    state: Annotated[Path, typer.Argument(metavar="STATE", help="The file that `bisect` wrote.")],
+    state: Annotated[Path, typer.Argument(metavar="STATE", help="The file that `bisect` wrote.", parser=user_path)],
 ) -> None:
     """Judge the revision that is checked out here; `git bisect run` calls it."""
     from bsa_bench.cli.bisect_command import run_bisect_step
@@ -252,14 +268,15 @@ def bisect_step(
 
 
 def end_with(command: Callable[[], int]) -> NoReturn:
-    """End with the exit code of a command; SIGTERM ends it as Ctrl-C does, so that no process or folder is left."""
+    """End with the exit code of a command; SIGTERM and SIGHUP end it as Ctrl-C does: no process or folder is left."""
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
+    ending = [signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ending if is_main}
     try:
         raise typer.Exit(command())
     except KeyboardInterrupt:
         print("bsa-bench: interrupted", file=sys.stderr)
         raise
     finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

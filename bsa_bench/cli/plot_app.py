@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from bsa_bench.cli.flags import with_flags
+from bsa_bench.files import user_path
 
 NAMES = ("speedup", "density", "latency", "tflops", "phases", "memory", "pareto", "lists", "samples", "plan")
 
@@ -24,7 +25,7 @@ class PlotFlags:
             help="Runs by name under the results folder, by folder, or `latest`; several are drawn together.",
         ),
     ]
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write.")] = Path("plots")
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write.", parser=user_path)] = Path("plots")
     formats: Annotated[
         str, typer.Option("--format", metavar="FORMATS", help="Of png, svg and pdf, with commas between.")
     ] = "png"
@@ -43,7 +44,10 @@ class PlotFlags:
         typer.Option("--query-block", min=0, metavar="N", help="plan: the query block; default: the middle one."),
     ] = None
     results: Annotated[
-        Path, typer.Option("--results", metavar="DIR", help="Folder of the runs.", envvar="BSA_BENCH_RESULTS")
+        Path,
+        typer.Option(
+            "--results", metavar="DIR", help="Folder of the runs.", envvar="BSA_BENCH_RESULTS", parser=user_path
+        ),
     ] = Path("results")
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False
 

@@ -10,6 +10,7 @@ import typer
 
 from bsa_bench.cli.flags import with_flags
 from bsa_bench.cli.gate_app import Json, Overrides, Results, end_with
+from bsa_bench.files import user_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,9 @@ class ProfileFlags:
     ] = "10m"
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="The folder to make; default: RESULTS/profiles/CASE-TIME."),
+        typer.Option(
+            "--out", metavar="DIR", help="The folder to make; default: RESULTS/profiles/CASE-TIME.", parser=user_path
+        ),
     ] = None
     results: Results = Path("results")
     as_json: Json = False

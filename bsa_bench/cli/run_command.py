@@ -25,7 +25,8 @@ from bsa_bench.run import DeviceModel, RunOutcome, RunSettings, execute, make_pr
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.probe import probe, question_of
 from bsa_bench.run.rounds import NUM_PROCESSES
-from bsa_bench.store.writer import RunWriter, check_writable, default_run_id, latest_run, run_to_resume
+from bsa_bench.store.find import latest_run
+from bsa_bench.store.writer import RunWriter, check_writable, run_to_resume
 from bsa_bench.suite import Suite, load_suite, override
 from bsa_bench.text import shortened, visible
 from bsa_bench.units import parse_duration
@@ -209,6 +210,8 @@ def _resumed_run_id(request: RunRequest, suite: Suite) -> str | None:
 
 def _open_writer(request: RunRequest, suite: Suite) -> RunWriter:
     resumed = _resumed_run_id(request, suite)
-    if resumed is None:
-        return RunWriter.create(request.results, request.run_id or default_run_id(suite.name))
-    return RunWriter.resume(request.results, resumed)
+    if resumed is not None:
+        return RunWriter.resume(request.results, resumed)
+    if request.run_id is not None:
+        return RunWriter.create(request.results, request.run_id)
+    return RunWriter.begin(request.results, suite.name)

@@ -10,6 +10,7 @@ import typer
 
 from bsa_bench.cli.flags import with_flags
 from bsa_bench.errors import UsageError
+from bsa_bench.files import user_path
 
 static_app = typer.Typer(
     help="See what a Triton kernel compiles to, and what that allows, without a GPU.",
@@ -36,7 +37,12 @@ class Request:
     ] = None
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE.toml", help="Its signature, constants, options; see docs/static.md."),
+        typer.Option(
+            "--config",
+            metavar="FILE.toml",
+            help="Its signature, constants, options; see docs/static.md.",
+            parser=user_path,
+        ),
     ] = None
     archs: Annotated[
         list[str] | None,
@@ -48,7 +54,12 @@ class Request:
     ] = None
     limits: Annotated[
         Path | None,
-        typer.Option("--limits", metavar="FILE", help="Figures of the device as `bsa-bench limits` measured them."),
+        typer.Option(
+            "--limits",
+            metavar="FILE",
+            help="Figures of the device as `bsa-bench limits` measured them.",
+            parser=user_path,
+        ),
     ] = None
     tokens: Annotated[int, typer.Option(min=64, help="Predict for so many tokens (the project's kernels).")] = 153_600
     heads: Annotated[int, typer.Option(min=1, help="And so many heads.")] = 12
@@ -67,7 +78,9 @@ class Request:
     ] = True
     cache: Annotated[
         Path | None,
-        typer.Option("--cache", metavar="DIR", envvar="BSA_BENCH_CACHE", help="Where compiled code is kept."),
+        typer.Option(
+            "--cache", metavar="DIR", envvar="BSA_BENCH_CACHE", help="Where compiled code is kept.", parser=user_path
+        ),
     ] = None
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Compile again what the cache has.")] = False
     jobs: Annotated[
@@ -75,7 +88,13 @@ class Request:
     ] = None
     results: Annotated[
         Path,
-        typer.Option("--results", metavar="DIR", envvar="BSA_BENCH_RESULTS", help="Stored runs to compare with."),
+        typer.Option(
+            "--results",
+            metavar="DIR",
+            envvar="BSA_BENCH_RESULTS",
+            help="Stored runs to compare with.",
+            parser=user_path,
+        ),
     ] = Path("results")
 
 

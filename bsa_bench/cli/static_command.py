@@ -28,6 +28,7 @@ from bsa_bench.static.measured import Measured, read_measured
 from bsa_bench.static.sides import Choice, configurations, open_side, pick_jobs
 from bsa_bench.static.tables import markdown, print_tables
 from bsa_bench.static.toolchain import triton_toolchain
+from bsa_bench.store.find import results_files
 from bsa_bench.suite.suggest import did_you_mean
 
 _MOST_CAUSES = 3
@@ -168,7 +169,7 @@ def _measured(request: Request) -> list[Measured]:
     if request.kernel_set != "shipped":
         return []
     folder = request.results / "reference"
-    return read_measured(path.parent for path in sorted(folder.glob("*/results.jsonl")))
+    return read_measured(path.parent for path in results_files(folder))
 
 
 def _exit_code(analyses: Sequence[Analysis | Failure]) -> int:

@@ -15,13 +15,14 @@ from bsa_bench.run.probe import probe
 from bsa_bench.static.compile import Settings, default_cache
 from bsa_bench.static.config import ArchName
 from bsa_bench.store.whole_file import check_place, write_whole
-from bsa_bench.suite.suggest import did_you_mean
+from bsa_bench.suite.suggest import did_you_mean, shorten
 from bsa_bench.tune.candidates import KERNELS, Dismissed, Prospect, dismiss, in_order, list_candidates
 from bsa_bench.tune.choose import Origin, tuned_table
 from bsa_bench.tune.process import WORKER_COMMAND, Worker
 from bsa_bench.tune.search import Outcome, Search, search
 from bsa_bench.tune.table import format_table
 from bsa_bench.units import format_seconds, parse_duration, three_digits
+from bsa_bench.workload import MAX_TOKENS
 from bsa_kernels.block_sparse.tile_table import ENVIRONMENT, Entry, table_in_force
 from bsa_kernels.configurations import KEPT_ROWS
 
@@ -178,11 +179,13 @@ def _names(text: str) -> list[str]:
 
 def _numbers(flag: str, text: str, allowed: Collection[int] | None) -> list[int]:
     """Whole numbers with commas between: some of `allowed`, or lengths."""
-    expected = f"some of {', '.join(map(str, sorted(allowed)))}" if allowed else f"lengths of {MIN_TOKENS} or more"
+    expected = (
+        f"some of {', '.join(map(str, sorted(allowed)))}" if allowed else f"lengths of {MIN_TOKENS} to {MAX_TOKENS:,}"
+    )
     found = []
     for item in text.split(","):
-        number = int(item) if item.strip().isdecimal() else -1
-        if number not in allowed if allowed else number < MIN_TOKENS:
-            raise UsageError(f"{flag}: got {item.strip()!r}, expected {expected}")
+        number = int(item) if item.strip().isdecimal() and len(item) < 20 else -1
+        if number not in allowed if allowed else not MIN_TOKENS <= number <= MAX_TOKENS:
+            raise UsageError(f"{flag}: got {shorten(item.strip())}, expected {expected}")
         found.append(number)
     return list(dict.fromkeys(found))

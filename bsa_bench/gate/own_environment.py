@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bsa_bench.child_process import module_command
+from bsa_bench.descendants import new_mark
 from bsa_bench.errors import MachineError, StoreError, UsageError
 from bsa_bench.static.compile import default_cache
 
@@ -171,7 +172,7 @@ def _run(command: Sequence[str], label: str, tell: Callable[[str], None]) -> Non
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={key: value for key, value in os.environ.items() if key not in _OTHER_PACKAGES},
+            env={key: value for key, value in os.environ.items() if key not in _OTHER_PACKAGES} | new_mark(),
             start_new_session=True,
         )
     except OSError as error:

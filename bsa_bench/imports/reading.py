@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bsa_bench.errors import UsageError
+from bsa_bench.files import read_regular
 from bsa_bench.imports.record import Metric, PublishedAxes, Statistic
 
 #: A figure in SI units is the number in the file, times the first, over the second.
@@ -113,7 +114,7 @@ def read_source(path: Path) -> Source:
         UsageError: there is none, it is empty, or it is not text.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, ValidationError
 
 from bsa_bench.errors import UsageError
+from bsa_bench.files import read_regular
 from bsa_bench.result import Line, PassName
 from bsa_bench.store.whole_file import write_whole
 
@@ -108,7 +109,7 @@ def read_published(path: Path) -> list[Published]:
         UsageError: there is no such file, or one of its lines is not a published figure.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UsageError(f"published figures: {path}: {reason}; {REMEDY}") from error

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from bsa_bench.errors import UsageError
+from bsa_bench.files import read_regular
 from bsa_bench.static.architectures import Figure
 from bsa_bench.static.devices import Device
 from bsa_bench.static.measured import device_of
@@ -52,11 +53,11 @@ def read_limits(path: Path) -> Limits:
         UsageError: it is not there, or is none; names what was expected.
     """
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        content: Any = json.loads(read_regular(path).decode("utf-8-sig"))
         return Limits.model_validate(content)
     except OSError as error:
         raise UsageError(f"--limits: {path}: {error.strerror}") from error
-    except (ValueError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--limits: {path}: expected what `bsa-bench limits --out` wrote, got: {reason}") from error
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from bsa_bench.block_method import BlockMethod
 from bsa_bench.contract import BLOCKS, ELEMENT_RULES, Cost, MethodOptions
 from bsa_bench.result import Claims
-from bsa_bench.workload import Workload
+from bsa_bench.workload import Tokens, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +30,8 @@ class MobaOptions(MethodOptions):
     `causal = false` is an adaptation of this project; see docs/methods/moba.md.
     """
 
-    chunk: PositiveInt = 512
-    topk: PositiveInt | None = None
+    chunk: Tokens = 512
+    topk: Tokens | None = None
     kv_density: Annotated[float, Field(gt=0, le=1)] | None = None
     causal: bool = True
 

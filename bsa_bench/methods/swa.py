@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from bsa_bench.block_method import BlockMethod
 from bsa_bench.contract import BLOCKS, ELEMENT_RULES, Cost, MethodOptions
 from bsa_bench.result import Claims
-from bsa_bench.workload import Workload
+from bsa_bench.workload import Tokens, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ class SwaOptions(MethodOptions):
     `causal = false` centres the window on the query, an adaptation of this project: half of it on either side.
     """
 
-    window: PositiveInt | None = None
+    window: Tokens | None = None
     kv_density: Annotated[float, Field(gt=0, le=1)] | None = None
     causal: bool = True
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from bsa_bench.block_method import BlockMethod, block_cost
 from bsa_bench.contract import Cost, MethodOptions
 from bsa_bench.result import Claims
-from bsa_bench.workload import Triple, Workload
+from bsa_bench.workload import MAX_SHAPE, Tokens, Triple, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,14 +23,14 @@ _TOKEN = (1, 1, 1)
 class VmobaOptions(MethodOptions):
     """Meanings in docs/methods/vmoba.md; `topk` and `kv_density` (a share of the blocks) go with `select = "topk"`."""
 
-    layer: NonNegativeInt = 2
-    temporal_block: PositiveInt = 3
-    spatial_block: tuple[PositiveInt, PositiveInt] = (8, 8)
+    layer: Annotated[int, Field(ge=0, le=MAX_SHAPE)] = 2
+    temporal_block: Tokens = 3
+    spatial_block: tuple[Tokens, Tokens] = (8, 8)
     block: Triple = (4, 8, 8)
     select: Literal["threshold", "topk"] = "threshold"
     scope: Literal["head_global", "query_head", "block", "overall"] = "head_global"
     tau: Annotated[float, Field(ge=0, le=1)] = 0.25
-    topk: PositiveInt | None = None
+    topk: Tokens | None = None
     kv_density: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from bsa_bench.block_method import BlockMethod, block_cost
 from bsa_bench.contract import Cost, MethodOptions, MethodWork, Reference, TensorSpec
 from bsa_bench.result import Claims, PassName
-from bsa_bench.workload import Triple, Workload
+from bsa_bench.workload import Tokens, Triple, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ class VsaOptions(MethodOptions):
     """`block`: tokens of a cube along (t, h, w); `topk` cubes that each picks, or the share `kv_density` of all."""
 
     block: Triple = (4, 4, 4)
-    topk: PositiveInt | None = None
+    topk: Tokens | None = None
     kv_density: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from bsa_bench.errors import (
     EXIT_OK,
     EXIT_SOME_FAILED,
     EXIT_WRONG,
+    StoreError,
 )
 from bsa_bench.result import Case, Environment, Result, Status
 from bsa_bench.run.agenda import Agenda, Forecast, Listed, Turns
@@ -241,14 +242,18 @@ class _Scheduler:
             if pending:
                 self._progress.begin(pending[0], left_s=self._left_s(pending))
 
-        return run_worker(
-            settings.worker_command,
-            job,
-            log_path=self._writer.folder / "logs" / f"{job.cases[0].group}.log",
-            limit_s=settings.case_limit_s,
-            on_event=on_event,
-            should_stop=self._should_stop,
-        )
+        try:
+            return run_worker(
+                settings.worker_command,
+                job,
+                log_path=self._writer.folder / "logs" / f"{job.cases[0].group}.log",
+                limit_s=settings.case_limit_s,
+                on_event=on_event,
+                should_stop=self._should_stop,
+            )
+        except StoreError:  # of the log, perhaps because the run's whole folder went
+            self._writer.check()
+            raise
 
     def _tell(self, result: Result, pending: Sequence[Case] = ()) -> None:
         before, self._num_missing = self._num_missing, self._ledger.num_missing
@@ -256,7 +261,12 @@ class _Scheduler:
         self._progress.finish(result, left_s=self._left_s(pending), num_dropped=num_dropped)
 
     def _should_stop(self) -> bool:
-        """Whether a running worker is to be stopped: by a signal, or by the end of the budget and some overtime."""
+        """Whether a running worker is to be stopped: by a signal, or by the end of the budget and some overtime.
+
+        Raises:
+            StoreError: what the run wrote is not there any more, see `RunWriter.check`.
+        """
+        self._writer.check()
         late_s = self._settings.reserve_s + OVERTIME * (self._settings.budget_s or 0.0)
         return self.signals.name is not None or self._budget_left_s() <= -late_s
 

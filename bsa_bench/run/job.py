@@ -27,6 +27,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 
 from bsa_bench.child_process import PACKAGE
+from bsa_bench.descendants import be_child
 from bsa_bench.result import CacheChoice, Case, Line, Result, TimerName
 
 Profile = Literal["quick", "report"]
@@ -118,9 +119,11 @@ def die_with_parent() -> None:
 
     A shell in the worker's process group waits for stdin to close, as it does when the scheduler is gone, and kills the
     group. A thread could not do it while native code holds the interpreter's lock, and the kernel's parent-death signal
-    would spare the worker's children. The process also offers itself as the kernel's first choice when memory runs
+    would spare the worker's children. Those in a session of their own are ended by their mark, see
+    `bsa_bench.descendants`. The process also offers itself as the kernel's first choice when memory runs
     out, so that the scheduler is not the one to be killed.
     """
+    be_child()
     with contextlib.suppress(OSError):  # a sandbox may refuse it; the run is then only less well protected
         Path("/proc/self/oom_score_adj").write_text("900", encoding="ascii")
     worker = os.getpid()

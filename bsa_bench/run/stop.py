@@ -1,4 +1,4 @@
-"""Stop a run cleanly on the first SIGINT (Ctrl-C) or SIGTERM."""
+"""Stop a run cleanly on the first SIGINT (Ctrl-C), SIGTERM or SIGHUP, with which a terminal goes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from types import FrameType, TracebackType
 
 
 class StopSignals:
-    """Notes the first SIGINT or SIGTERM in `name`; from then on, and after the block, both act as they did before."""
+    """Notes the first SIGINT, SIGTERM or SIGHUP in `name`; from then on, and after the block, they act as before.
+
+    A SIGHUP that is ignored, as `nohup` does, stays so.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -17,8 +20,9 @@ class StopSignals:
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from bsa_bench.child_process import check_package, child_environment
+from bsa_bench.descendants import kill_marked
 from bsa_bench.errors import BenchError, StoreError
 from bsa_bench.result import Status
 from bsa_bench.run.job import HelloEvent, Job, ProgressEvent, ResultEvent, parse_event
@@ -27,6 +28,8 @@ POLL_S = 0.2
 GRACE_S = 10.0
 """How long a worker may take to exit after its last result."""
 _TAIL_BYTES = 4000
+MOST_LOG_BYTES = 8 << 20
+"""Of what one worker writes to stdout and stderr; of more, the first and the last part are kept."""
 
 Cause = Literal["exited", "timeout", "stopped", "protocol"]
 
@@ -89,6 +92,7 @@ def run_worker(
         UsageError: the worker imports another `bsa_bench` than this one.
     """
     log_start = _start_log(log_path, command, job)
+    environment = child_environment()
     read_fd, write_fd = os.pipe()
     try:
         with log_path.open("ab") as log:
@@ -97,7 +101,7 @@ def run_worker(
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=child_environment(),
+                env=environment,
                 pass_fds=(write_fd,),
                 start_new_session=True,  # Ctrl-C reaches us alone, and one killpg ends it with its children
                 bufsize=0,
@@ -109,14 +113,21 @@ def run_worker(
         os.close(write_fd)
     watch = _Watch(process, read_fd, on_event, num_expected=len(job.cases))
     oom_kills = _num_oom_kills()
+
+    def look() -> bool:
+        _trim(log_path, log_start)
+        return should_stop()
+
     try:
         _hand_over(process, job)
-        cause = watch.until_end(limit_s, should_stop)
+        cause = watch.until_end(limit_s, look)
     finally:
         watch.kill()
+        kill_marked(environment)  # children in sessions of their own, which a group's signal does not reach
         os.close(read_fd)
         assert process.stdin is not None
         process.stdin.close()
+        _trim(log_path, log_start)
     return Ending(
         cause=cause,
         exit_code=process.returncode,
@@ -274,9 +285,29 @@ def _start_log(path: Path, command: Sequence[str], job: Job) -> int:
 
 
 def _tail(path: Path, start: int) -> str:
-    with path.open("rb") as log:
-        log.seek(max(start, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        return log.read().decode(errors="replace").strip()
+    """The end of what a worker wrote; nothing where the log was deleted meanwhile."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(start, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return log.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _trim(path: Path, start: int) -> None:
+    """Cut the middle out of what a worker wrote, if that is too much; it may go on, at the end."""
+    with contextlib.suppress(OSError):  # whether the log can be read is no matter of a case's
+        if path.stat().st_size - start <= MOST_LOG_BYTES:
+            return
+        with path.open("r+b") as log, path.open("ab") as end:
+            size = log.seek(-MOST_LOG_BYTES // 8, os.SEEK_END) + MOST_LOG_BYTES // 8
+            tail = log.read()
+            log.truncate(start + MOST_LOG_BYTES // 2)
+            cut = size - start - MOST_LOG_BYTES // 2 - len(tail)
+            end.write(
+                f"\n# a log has at most {format_bytes(MOST_LOG_BYTES)} of a worker; cut here: {cut:,} bytes\n".encode()
+            )
+            end.write(tail)
 
 
 def _num_oom_kills() -> int:

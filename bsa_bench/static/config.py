@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from bsa_bench.errors import UsageError
+from bsa_bench.files import read_regular
 from bsa_bench.suite.suggest import did_you_mean, explain
 
 ArchName = Literal["sm_80", "sm_90", "sm_100"]
@@ -111,14 +112,14 @@ def load_configs(path: Path, *, kernel: str | None = None) -> list[KernelConfig]
         UsageError: the file cannot be read, or something in it is wrong; names the file, the key and what was expected.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        content = tomllib.loads(read_regular(path).decode("utf-8-sig"))
         file = _File.model_validate(content)
     except OSError as error:
         raise UsageError(f"config: {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"config: {path} is no TOML: {error}") from error
     except ValidationError as error:
         raise UsageError(explain(error, _File, source=str(path), prefix="")) from error
+    except (ValueError, RecursionError) as error:  # a number too long, or nested deeper than Python reads
+        raise UsageError(f"config: {path} is no TOML: {error}") from error
     kernel = kernel or file.kernel
     found: list[KernelConfig] = []
     for number, entry in enumerate(file.config or [_Entry()]):

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bsa_bench.errors import StoreError
+from bsa_bench.files import is_regular
 from bsa_bench.result import SCHEMA_VERSION, Environment, Result, RunLine, Status, missing_processes
 from bsa_bench.store import schema1
 
@@ -101,7 +102,7 @@ def read_run(path: str | Path) -> Run:
         where = f"{file}, line {number}"
         try:
             fields = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines) and torn_line is None:
                 torn_line = number
                 continue
@@ -118,7 +119,7 @@ def read_run(path: str | Path) -> Run:
 
 def _results_file(path: Path) -> Path:
     file = path / RESULTS_FILE if path.is_dir() else path
-    if not file.is_file():
+    if not is_regular(file):
         raise StoreError(f"{path}: no run there, expected a run's folder with {RESULTS_FILE} in it, or that file")
     return file
 

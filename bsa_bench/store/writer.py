@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -48,13 +49,17 @@ class RunWriter:
         messages: what the user should know about the opening, such as a torn line that was cut off.
     """
 
-    def __init__(self, folder: Path, fd: int, *, previous: Run | None, messages: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, fd: int, *, previous: Run | None, messages: Sequence[str] = (), content: bytes = b""
+    ) -> None:
         self.run_id = folder.name
         self.folder = folder
         self.path = folder / RESULTS_FILE
         self.previous = previous
         self.messages = list(messages)
         self._fd: int | None = fd
+        self._parts = [content]
+        self._size = len(content)
 
     @classmethod
     def create(cls, results_root: str | Path, run_id: str) -> RunWriter:
@@ -64,6 +69,30 @@ class RunWriter:
             UsageError: a run of this name exists, or the name cannot be a folder's name.
             StoreError: the folder or the file cannot be made.
         """
+        try:
+            return cls._create(results_root, run_id)
+        except FileExistsError as error:
+            raise UsageError(
+                f"run {run_id!r}: {error.filename} exists; go on with it by --resume, or give the new run another name"
+            ) from error
+
+    @classmethod
+    def begin(cls, results_root: str | Path, suite: str) -> RunWriter:
+        """Start a new run of a suite under the first free name: two may begin in one second.
+
+        Raises:
+            StoreError: the folder or the file cannot be made.
+        """
+        name = default_run_id(suite)
+        for number in count(2):
+            try:
+                return cls._create(results_root, name)
+            except FileExistsError:
+                name = f"{default_run_id(suite)}-{number}"
+        raise AssertionError
+
+    @classmethod
+    def _create(cls, results_root: str | Path, run_id: str) -> RunWriter:
         folder = _run_folder(results_root, run_id)
         path = folder / RESULTS_FILE
         try:
@@ -72,10 +101,8 @@ class RunWriter:
             raise _store_error(folder, "cannot make the run's folder", error) from error
         try:
             fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError as error:
-            raise UsageError(
-                f"run {run_id!r}: {path} exists; go on with it by --resume, or give the new run another name"
-            ) from error
+        except FileExistsError:
+            raise
         except OSError as error:
             raise _store_error(path, "cannot make the results file", error) from error
         _lock(fd, path)
@@ -101,10 +128,14 @@ class RunWriter:
         try:
             messages = _cut_torn_line(fd, path)
             previous = read_run(path) if os.fstat(fd).st_size else None
+            content = path.read_bytes()
+        except OSError as error:
+            os.close(fd)
+            raise _store_error(path, "cannot read the results file", error) from error
         except BaseException:
             os.close(fd)
             raise
-        return cls(folder, fd, previous=previous, messages=messages)
+        return cls(folder, fd, previous=previous, messages=messages, content=content)
 
     @property
     def next_seq(self) -> int:
@@ -115,12 +146,14 @@ class RunWriter:
         """Write the lines, all or none of them, and return when they are on disk.
 
         Raises:
-            StoreError: they could not be written; the file holds what it held before.
+            StoreError: they could not be written; the file holds what it held before. Or the file is not what was
+                written any more: then they are in the copy that `check` made.
         """
         if self._fd is None:
             raise ValueError(f"{self.path}: the writer is closed")
         data = b"".join(line.model_dump_json().encode() + b"\n" for line in lines)
-        size = os.fstat(self._fd).st_size
+        self.check(data)
+        size = self._size
         try:
             written = os.write(self._fd, data)
             while written < len(data):  # a nearly full disk takes a part, and says why at the next write
@@ -129,6 +162,51 @@ class RunWriter:
         except OSError as error:
             undone = self._take_back(size)
             raise _store_error(self.path, f"cannot append {len(data)} bytes{undone}", error) from error
+        self._parts.append(data)
+        self._size += len(data)
+
+    def check(self, more: bytes = b"") -> None:
+        """See that the file is where it was and as long as what was written, which takes microseconds.
+
+        Args:
+            more: what is about to be appended.
+
+        Raises:
+            StoreError: it was deleted, replaced or cut off. All that was measured is in another folder then, which the
+                message names; a run of that name can be resumed.
+        """
+        if self._fd is not None and (what := self._what_happened(self._fd)):
+            raise StoreError(f"{self.path}: {what} while the run was writing it; {self._keep(more)}")
+
+    def _what_happened(self, fd: int) -> str | None:
+        ours = os.fstat(fd)
+        try:
+            there = self.path.stat()
+        except OSError as error:
+            return "was deleted or moved" if isinstance(error, FileNotFoundError) else f"was lost ({error.strerror})"
+        if not os.path.samestat(ours, there):
+            return "was replaced by another file"
+        if ours.st_size != self._size:
+            return f"was changed, from {self._size:,} to {ours.st_size:,} bytes,"
+        return None
+
+    def _keep(self, more: bytes) -> str:
+        """Write all lines into a folder of their own, near by or where temporary files go, and say which it is."""
+        trouble = "there is nothing to keep"
+        for root in (self.folder.parent, Path(tempfile.gettempdir())) if self._size + len(more) else ():
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+                folder = Path(tempfile.mkdtemp(prefix=f"{self.run_id}-kept-", dir=root))
+                with (folder / RESULTS_FILE).open("wb") as file:
+                    file.writelines([*self._parts, more])
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                trouble = f"it could not be kept in {root} ({error.strerror})"
+                continue
+            resume = f"--results {root} --run-id {folder.name} --resume"
+            return f"the run stops, what it measured is kept in {folder}; go on with {resume}"
+        return f"the run stops, {trouble}"
 
     def close(self) -> None:
         """Close the file and give the lock back."""
@@ -189,31 +267,6 @@ def default_run_id(suite: str, now: datetime | None = None) -> str:
     return f"{stem}-{(now or datetime.now(UTC)).astimezone(UTC):%Y%m%d-%H%M%S}"
 
 
-def latest_run(results_root: str | Path, suite: str | None = None) -> Path | None:
-    """Find the folder of the run that was written last, of one suite if `suite` is given; None if there is none.
-
-    A run that was killed before its first line is none.
-    """
-    try:
-        named = {f: _suite_of(f) for f in Path(results_root).glob(f"*/{RESULTS_FILE}")}
-        files = [f for f, name in named.items() if name is not None and suite in {None, name}]
-        return max(files, key=lambda f: f.stat().st_mtime_ns).parent if files else None
-    except OSError as error:
-        raise _store_error(Path(results_root), "cannot look for runs", error) from error
-
-
-def _suite_of(path: Path) -> str | None:
-    """The suite that the first line names; a run that was killed before its first line has none."""
-    with path.open("rb") as file:
-        first = file.readline()
-    try:
-        line = json.loads(first)
-    except ValueError:
-        return None
-    suite = line.get("suite") if isinstance(line, dict) else None
-    return suite if isinstance(suite, str) else None
-
-
 def _run_folder(results_root: str | Path, run_id: str) -> Path:
     if not _RUN_ID.fullmatch(run_id):
         raise UsageError(
@@ -253,7 +306,7 @@ def _cut_torn_line(fd: int, path: Path) -> list[str]:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return not line.strip()
     return True
 

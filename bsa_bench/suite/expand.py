@@ -22,6 +22,9 @@ from bsa_bench.suite.suggest import shorten
 from bsa_bench.workload import PRESETS, InputSpec, Workload
 
 MAX_POINTS = 100_000
+MAX_TRIED = 300_000
+"""Combinations of the axes times implementations and variants."""
+MAX_CASES = 100_000
 AUTO_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 #: The settings that a workload is measured with: (implementation, options) -> the variant that asked for them first.
 Offer = dict[tuple[str, MethodOptions], Variant | None]
@@ -64,7 +67,8 @@ def expand(layer: Layer, *, suite: str, device_kind: DeviceKind, source: str) ->
     methods = {name: name.partition("@")[0] for name in implementations}
     dropped: dict[Dropped, None] = {}
     offers: dict[Workload, Offer] = {}
-    for point in _points(layer, source):
+    each = len(implementations) * max(len(part.variant or ()), 1)
+    for point in _points(layer, source, each=each):
         workload = _workload(point, device_kind, source)
         offer = offers.setdefault(workload, {})
         for name, method in methods.items():
@@ -87,6 +91,8 @@ def expand(layer: Layer, *, suite: str, device_kind: DeviceKind, source: str) ->
                         dropped[found] = None
                     else:
                         cases.append(found)
+        if len(cases) > MAX_CASES:
+            raise SuiteError(f"{source}: comes to more than {MAX_CASES:,} cases, expected at most as many")
     if not cases:
         reasons = "".join(f"\n  {item}" for item in list(dropped)[:5])
         raise SuiteError(f"{source}: no case is left, expected at least one{':' if reasons else ''}{reasons}")
@@ -139,13 +145,18 @@ def _not_for(variant: Variant | None, name: str, workload: Workload) -> Dropped 
     return None
 
 
-def _points(layer: Layer, source: str) -> Iterator[dict[str, Value]]:
+def _points(layer: Layer, source: str, *, each: int) -> Iterator[dict[str, Value]]:
     rows = [
         [dict(zip(group, values, strict=True)) for values in zip(*group.values(), strict=True)]
         for group in layer.groups
     ]
     if (count := math.prod(map(len, rows))) > MAX_POINTS:
         raise SuiteError(f"{source}: the axes cross to {count:,} combinations, expected at most {MAX_POINTS:,}")
+    if count * each > MAX_TRIED:
+        raise SuiteError(
+            f"{source}: the axes cross with implementations and variants to {count * each:,} combinations, "
+            f"expected at most {MAX_TRIED:,}"
+        )
     for choice in product(*rows):
         yield {key: value for row in choice for key, value in row.items()}
 

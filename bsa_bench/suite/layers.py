@@ -21,7 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bsa_bench.errors import SuiteError
+from bsa_bench.errors import SuiteError, UsageError
+from bsa_bench.files import user_path
 from bsa_bench.suite.ranges import Range
 from bsa_bench.suite.schema import (
     INPUT_NEEDS,
@@ -209,11 +210,9 @@ def at_home(path: str) -> Path:
     """A path with the home folder in the place of `~`.
 
     Raises:
-        SuiteError: there is no such home: HOME is not set and the account has none.
+        SuiteError: there is no such home, or no file can have that path.
     """
     try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise SuiteError(
-            f"path: {path!r}: `~` is no folder here, expected a home folder; write the whole path"
-        ) from None
+        return user_path(path)
+    except UsageError as error:
+        raise SuiteError(str(error)) from None

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from bsa_bench.errors import SuiteError
-from bsa_bench.files import decode_text
+from bsa_bench.files import decode_text, read_regular
 from bsa_bench.suite.layers import Layer, at_home, make_layer, merge
 from bsa_bench.suite.model import Suite, SuiteInfo, make_suite
 from bsa_bench.suite.schema import DeviceKind, Part, nulls, validate, vocabulary
 from bsa_bench.suite.suggest import did_you_mean, join_path, shorten
 from bsa_bench.text import visible
 
+MAX_BYTES = 1 << 20
 _PACKAGE = "bsa_suites"
 
 
@@ -57,7 +58,7 @@ def _built_in() -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        content = read_regular(path, most_bytes=MAX_BYTES)
     except FileNotFoundError:
         near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.toml")))
         raise SuiteError(f"suite: no file at {path}, expected a suite in TOML{near}") from None
@@ -65,6 +66,9 @@ def _read(path: Path) -> bytes:
         raise SuiteError(f"suite: {path} is a folder, expected a file, a suite in TOML") from None
     except OSError as error:
         raise SuiteError(f"suite: cannot read {path} ({error.strerror}), expected a suite in TOML") from None
+    if len(content) > MAX_BYTES:
+        raise SuiteError(f"suite: {path} is too long, expected a suite in TOML of at most {MAX_BYTES:,} bytes")
+    return content
 
 
 def _make(content: bytes, name: str, device_kind: DeviceKind, *, source: str, folder: Path | None) -> Suite:
@@ -74,6 +78,8 @@ def _make(content: bytes, name: str, device_kind: DeviceKind, *, source: str, fo
         raise SuiteError(f"{source}: not valid TOML: {error}") from None
     except ValueError as error:
         raise SuiteError(f"{source}: not valid TOML: it {error}") from None
+    except RecursionError:
+        raise SuiteError(f"{source}: not valid TOML: its values are nested deeper than Python reads") from None
     words = vocabulary()
     file = validate(words.file, nulls(raw), source=source)
     parts: dict[str, Part | None] = {kind: getattr(file, kind) for kind in ("cpu", "cuda")}

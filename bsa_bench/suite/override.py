@@ -13,7 +13,7 @@ from bsa_bench.errors import SuiteError
 from bsa_bench.suite.layers import make_layer, merge, shadowed
 from bsa_bench.suite.model import Suite, make_suite
 from bsa_bench.suite.schema import LENGTH_KEYS, Variant, nulls, validate, vocabulary
-from bsa_bench.suite.suggest import did_you_mean
+from bsa_bench.suite.suggest import did_you_mean, shorten
 from bsa_bench.text import is_unicode, visible
 
 _PART_LISTS = ("implementations", "passes")
@@ -110,8 +110,8 @@ def _values(key: str, text: str) -> Any:
     if text[0] in "[{":
         try:
             return tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError as error:
-            raise SuiteError(f"override: {key}: got {text!r}, not valid TOML: {error}") from None
+        except (ValueError, RecursionError) as error:  # nested deeper than Python reads, or a number too long for it
+            raise SuiteError(f"override: {key}: got {shorten(text)}, not valid TOML: {error}") from None
     words = vocabulary()
     is_key = key in words.types
     kinds = [
@@ -162,9 +162,9 @@ def _chosen(suite: Suite, text: str) -> tuple[Variant, ...]:
     known = {variant.name: variant for variant in suite.layer.part.variant or ()}
     names = _values("variant", text)
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             expected = f"expected one of {', '.join(known)}" if known else "but this suite has no variants"
-            raise SuiteError(f"override: variant: got {name!r}, {expected}{did_you_mean(name, known)}")
+            raise SuiteError(f"override: variant: got {shorten(name)}, {expected}{did_you_mean(str(name), known)}")
     return tuple(known[name] for name in names)
 
 

@@ -37,7 +37,7 @@ from functools import cached_property, lru_cache
 from types import GenericAlias
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic import model_validator as after
 from pydantic.fields import FieldInfo
 
@@ -45,12 +45,15 @@ from bsa_bench.catalog import options_by_method
 from bsa_bench.errors import SuiteError
 from bsa_bench.result import CacheChoice, Case, PaperClaim, PassName, TimerChoice
 from bsa_bench.suite.suggest import explain
-from bsa_bench.workload import PRESETS, DType, InputSpec, Workload
+from bsa_bench.units import MAX_SECONDS
+from bsa_bench.workload import PRESETS, DType, InputSpec, Tokens, Workload
 
 DeviceKind = Literal["cpu", "cuda"]
 Value = bool | int | float | str | tuple[int, ...] | None
 ImplementationName = Annotated[str, *Case.model_fields["implementation"].metadata]
 ModelT = TypeVar("ModelT", bound=BaseModel)
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+MAX_PROCESSES = 1000
 
 VIDEO_KEYS = frozenset({"frames", "height", "width"})
 LENGTH_KEYS = VIDEO_KEYS | {"grid", "tokens"}
@@ -65,7 +68,7 @@ class _Table(BaseModel):
 class Limit(_Table):
     """What an implementation is not asked to do in this suite; each case left out keeps `reason`."""
 
-    max_tokens: PositiveInt | None = None
+    max_tokens: Tokens | None = None
     passes: tuple[PassName, ...] | None = None
     reason: str | None = None
 
@@ -133,11 +136,11 @@ class Part(_Table):
     title: Annotated[str, Field(min_length=1)] | None = None
     description: str | None = None
     profile: Literal["quick", "report"] | None = None
-    processes: PositiveInt | None = None
+    processes: Annotated[int, Field(gt=0, le=MAX_PROCESSES)] | None = None
     timer: TimerChoice | None = None
     cache: CacheChoice | None = None
-    time_limit_s: PositiveFloat | None = None
-    budget_s: PositiveFloat | None = None
+    time_limit_s: Seconds | None = None
+    budget_s: Seconds | None = None
     order: Literal["informative", "listed"] | None = None
     implementations: Annotated[tuple[ImplementationName, ...], Field(min_length=1)] | None = None
     passes: Annotated[tuple[PassName, ...], Field(min_length=1)] | None = None

@@ -25,10 +25,14 @@ _EXPECTED = {
 }
 
 
+_MOST_LETTERS = 100
+"""Of a word that is compared with others: of thousands that would take minutes."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'quick'?` for the nearest of `choices`, or nothing."""
     by_lower = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word[:_MOST_LETTERS].lower(), list(by_lower), n=1, cutoff=0.6)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 

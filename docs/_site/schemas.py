@@ -156,8 +156,13 @@ def _limited(word: str, node: Mapping[str, Any]) -> str:
     if node.get("pattern") == f"^{result.IMPLEMENTATION}$":
         return "`method@engine` or `method@engine:form`"
     limits = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
-    said = [f"{text} {node[key]:g}" for key, text in limits.items() if key in node]
+    said = [f"{text} {_number(node[key])}" for key, text in limits.items() if key in node]
     return f"{word}, {' and '.join(said)}" if said else word
+
+
+def _number(limit: float) -> str:
+    """`0.5`, `1`, `1,073,741,824`."""
+    return f"{int(limit):,}" if limit == int(limit) else f"{limit:g}"
 
 
 def _default(field: FieldInfo) -> str:

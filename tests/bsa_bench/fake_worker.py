@@ -53,6 +53,26 @@ def main():
             send({"event": "result", "result": result})
         elif action == "slow":
             time.sleep(float(argument))
+        elif action == "daemon":
+            path, _, then = argument.partition(":")
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    os.setsid()
+                    with Path(path).open("a") as file:
+                        file.write(f"{os.getpid()}\n")
+                    time.sleep(120)
+                os._exit(0)
+            os.wait()
+            time.sleep(120 if then == "hang" else 0.2)
+        elif action == "chatter":
+            end, number = time.monotonic() + float(argument), 0
+            while time.monotonic() < end:
+                sys.stdout.write("".join(f"line {i}\n" for i in range(number, number + 1000)))
+                number += 1000
+                time.sleep(0.001)
+            sys.stdout.write("the last line\n")
+            sys.stdout.flush()
         elif action == "torn":
             os.write(fd, json.dumps({"event": "result", "result": result}).encode()[:100])
             raise SystemExit(1)

@@ -84,9 +84,9 @@ def test_the_reference_of_suites_has_every_key_with_its_limits(generators):
         for key in model.model_fields:
             assert f"| `{key}` |" in made or key in {"workload", "input", "axes", "zip", "sha256"}
     assert all(f"## `[{method}]`" in made for method in options)
-    assert "| `batch` | integer, above 0 | `1` |" in made
+    assert "| `batch` | integer, above 0 and at most 65,536 | `1` |" in made
     assert "| `kv_density` | number, above 0 and at most 1 | `0.1` |" in made
-    assert "| `vae` | 3 of: integer, above 0 | `[4, 8, 8]` |" in made
+    assert "| `vae` | 3 of: integer, above 0 and at most 1,024 | `[4, 8, 8]` |" in made
 
 
 def test_the_reference_of_results_has_every_field_and_what_its_docstring_says(generators):

@@ -10,8 +10,9 @@ from run_factory import case, environment, worker_result
 
 from bsa_bench.errors import StoreError, UsageError
 from bsa_bench.result import RunLine
+from bsa_bench.store.find import latest_run
 from bsa_bench.store.reader import read_run
-from bsa_bench.store.writer import RunWriter, check_writable, default_run_id, latest_run
+from bsa_bench.store.writer import RunWriter, check_writable, default_run_id
 
 RESULT = worker_result(case())
 
