@@ -47,7 +47,7 @@ def show_dry_run(suite: Suite, preview: Preview, *, as_json: bool) -> int:
         print()
         return EXIT_OK
     labels = Labels(row.case for row in rows)
-    for lines in (_running(rows, labels), _not_running(rows, labels), _left_out(suite)):
+    for lines in (_running(rows, labels), _not_running(rows, labels), left_out(suite)):
         if lines:
             print("\n".join([*lines, ""]))
     runs = sum(row.runs for row in rows)
@@ -80,7 +80,7 @@ def _not_running(rows: Sequence[PlannedCase], labels: Labels) -> list[str]:
     )
 
 
-def _left_out(suite: Suite) -> list[str]:
+def left_out(suite: Suite) -> list[str]:
     """What the suite itself leaves out, by reason."""
     reasons: dict[str, list[str]] = {}
     for dropped in suite.dropped:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bsa_bench.catalog import check_implementations, unsupported_case
 from bsa_bench.cli.clock import command_started
-from bsa_bench.cli.dry_run import show_dry_run
+from bsa_bench.cli.dry_run import left_out, show_dry_run
 from bsa_bench.cli.output import command_line
 from bsa_bench.cli.preview import Preview, report_seconds
 from bsa_bench.cli.streams import lasting_streams, print_error
@@ -140,8 +140,8 @@ def _run_suite(request: RunRequest) -> int:
     with _open_writer(request, suite) as writer:
         for note in found.notes:
             progress.note(note)
-        for dropped in suite.dropped:
-            progress.note(f"left out: {dropped}")
+        for line in left_out(suite):
+            progress.note(line)
         outcome = execute(cases, settings, found.environment, unavailable=unavailable, writer=writer, progress=progress)
         folder = writer.folder
     return _finish(request, folder, outcome, settings.num_processes)
@@ -155,7 +155,7 @@ def _finish(request: RunRequest, folder: Path, outcome: RunOutcome, num_processe
     if not request.as_json:
         print_table(read_run(folder), plain_console())
         for message in outcome.messages:
-            print(visible(message))
+            print(*(visible(line) for line in message.splitlines()), sep="\n")
         print(f"results: {visible(str(folder))}", flush=True)
     written, trouble = _report(folder, request.reports / folder.name) if request.report else (None, None)
     code = outcome.exit_code or (EXIT_REPORT_FAILED if trouble else EXIT_OK)

@@ -18,6 +18,8 @@ from bsa_bench.workload import short_digest
 MARGIN = 1.1
 #: What is left of the budget over all that is left to do, from which on a worker measures all passes of its group.
 ROOM = 1.25
+#: Workers whose predictions differ by no more than this factor are expected to end at about the same time.
+ABOUT = 1.15
 
 
 class Turns(Protocol):
@@ -90,7 +92,8 @@ class Agenda:
 
     What a run is for is a ratio: a sparse method over the fastest dense engine of the same workload and pass, causal
     over causal. So a pair comes first, before the next pass begins: the dense engine that is known or expected to be
-    the fastest, then the sparse one of the same pass whose worker is expected to end first. Pairs go from the
+    the fastest, then the sparse one of the same pass whose worker is expected to end first, or about first and is
+    the faster one. Pairs go from the
     cheapest to the dearest, and one is begun only where both of its halves fit. Each result corrects what is
     expected, of seconds and of which engine is the fastest: where another dense engine is then expected to be faster,
     it is measured next.
@@ -230,11 +233,17 @@ class Agenda:
                 continue
             halves = [min(dense, key=self._call_s)]
             if not any(self._is_known(entry, index) for entry in sparse):
-                halves.append(min(sparse, key=lambda e: (not e.case.claims.approximates_dense, self._cost([e]))))
+                halves.append(self._sparse_half(sparse))
             missing = [half for half in halves if not self._is_known(half, index)]
             if missing and all(self._is_pending(half, index) for half in missing):
                 pairs.append((rivals, missing))
         return pairs
+
+    def _sparse_half(self, sparse: Sequence[_Entry]) -> _Entry:
+        """The one whose worker is expected to end first; of those that end about then, the one of the shortest call."""
+        alike = [e for e in sparse if e.case.claims.approximates_dense] or sparse
+        soon_s = ABOUT * min(self._cost([entry]) for entry in alike)
+        return min((entry for entry in alike if self._cost([entry]) <= soon_s), key=self._call_s)
 
     def _is_known(self, entry: _Entry, index: int) -> bool:
         return self._ledger.at(entry.case_hash, index) is not None

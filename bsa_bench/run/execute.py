@@ -34,6 +34,9 @@ from bsa_bench.units import format_seconds
 #: The share of the budget by which a case that is running may pass its end; then its worker is stopped.
 OVERTIME = 0.04
 
+# Cases that a message lists by name.
+_LISTED = 6
+
 
 def execute(
     cases: Sequence[Case],
@@ -298,11 +301,11 @@ def _messages(
         return []
     why = f"stopped by {signal_name}" if signal_name else "the budget is spent"
     listed = []
-    for case in remaining[:20]:
+    for case in remaining[:_LISTED]:
         known = ledger.num_measured(case.case_hash)
         listed.append(f"  {case.case_id}" + f", {known} of {settings.num_processes} processes measured" * (known > 0))
-    if len(remaining) > 20:
-        listed.append(f"  and {len(remaining) - 20} more")
+    if len(remaining) > _LISTED:
+        listed.append(f"  and {len(remaining) - _LISTED} more, which the report lists")
     head = f"{why}; what was measured is stored, {len(remaining)} cases are left:"
     return ["\n".join([head, *listed]), f"go on with: {resume_command}"]
 
