@@ -2,6 +2,7 @@
 # make test    run the whole test suite, a process a core
 # make quick-test   run what is quick of it, from every folder, while working
 # make gpu-test   on a machine with an NVIDIA GPU: a smoke set of 90 s, then all tests that need it
+# make sanitize   run the tests of the C++ kernels under GCC's address, undefined behaviour and thread sanitizers
 # make check   lint, format, types, layers
 # make docs    build the documentation site into build/site; a warning is an error
 # The environment is .venv, made once and kept until pyproject.toml changes.
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 SUITE ?= quick
 BUDGET ?= $(if $(filter quick,$(SUITE)),5m)
 
-.PHONY: bench test quick-test gpu-test check format docs clean
+.PHONY: bench test quick-test gpu-test sanitize check format docs clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed
@@ -31,6 +32,18 @@ quick-test: $(VENV)/.installed-dev
 gpu-test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m smoke -x
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# The runtime of a sanitizer comes before Python's own libraries. Nothing but the kernels is instrumented, so that threads
+# of torch are none of its business. AddressSanitizer keeps what is freed for a while: memory is not flat under it.
+CPP_TESTS = tests/bsa_kernels/test_cpu_engine.py tests/bsa_kernels/test_cpu_select.py
+SANITIZED = env -u PYTHONDONTWRITEBYTECODE XDG_CACHE_HOME=$(CURDIR)/build/sanitize
+sanitize: $(VENV)/.installed-dev
+	$(SANITIZED) CXX="g++ -g -fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  $(BIN)/python -m pytest -n 0 $(CPP_TESTS) -k "not memory_stays_flat"
+	setarch -R $(SANITIZED) CXX="g++ -g -fsanitize=thread" LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" \
+	  TSAN_OPTIONS=ignore_noninstrumented_modules=1:die_after_fork=0:halt_on_error=1 \
+	  $(BIN)/python -m pytest -n 0 $(CPP_TESTS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

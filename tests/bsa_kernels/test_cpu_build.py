@@ -206,5 +206,5 @@ def test_the_package_ships_every_source():
         p for pattern in project["tool"]["setuptools"]["package-data"]["bsa_kernels"] for p in folder.glob(pattern)
     }
     sources = {p for p in (folder / "cpp").iterdir() if p.suffix in {".cpp", ".h"}}
-    assert {p.name for p in sources} >= {"attend.cpp", "simd.h", "threads.h", "formats.h"}
+    assert {p.name for p in sources} >= {"attend.cpp", "backward.cpp", "tiles.h", "simd.h", "threads.h", "formats.h"}
     assert sources <= shipped

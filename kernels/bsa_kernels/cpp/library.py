@@ -75,7 +75,7 @@ class Tokens(ctypes.Structure):
 
 
 class Problem(ctypes.Structure):
-    """`Problem` of attend.cpp, field by field."""
+    """`Problem` of tiles.h, field by field."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
@@ -122,7 +122,7 @@ class Geometry:
 
 
 class Library:
-    """The functions of a compiled library; see attend.cpp and select.cpp."""
+    """The functions of a compiled library; see attend.cpp, backward.cpp and select.cpp."""
 
     def __init__(self, path: Path) -> None:
         """Load it.
