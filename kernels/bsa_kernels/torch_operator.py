@@ -6,11 +6,13 @@ compiler: 1.4 to 2.6 s of every process that never compiles (torch 2.13).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from bsa_kernels.tracing import untraced
 
@@ -33,7 +35,10 @@ _gradients: dict[Operator, _Gradient] = {}
 
 
 def torch_operator(name: str, device: str | None = None) -> Callable[[Callable[..., Any]], Operator]:
-    """Decorate a function as the operator `bsa_kernels::name`; what it returns shares no memory with what it is given.
+    """Decorate a function as the operator `bsa_kernels::name`.
+
+    It changes nothing that it is given. A compiler may write to what an operator returns: a result that shares memory
+    with an argument or with another result is an error when the operator is called.
 
     Args:
         name: of the operator.
@@ -47,7 +52,7 @@ def torch_operator(name: str, device: str | None = None) -> Callable[[Callable[.
     def register(function: Callable[..., Any]) -> Operator:
         schema = torch.library.infer_schema(function, mutates_args=())
         _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, untraced(function), key)
+        _LIBRARY.impl(name, untraced(_unaliasing(function, name)), key)
         operator = getattr(getattr(torch.ops, _NAMESPACE), name).default
         gradient = _gradients[operator] = _Gradient()
 
@@ -64,6 +69,36 @@ def torch_operator(name: str, device: str | None = None) -> Callable[[Callable[.
         return operator
 
     return register
+
+
+def _unaliasing(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function, whose results are checked."""
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        results = function(*arguments)
+        seen = set(_storages(arguments))
+        for place in _storages(results if isinstance(results, (tuple, list)) else (results,)):
+            if place in seen:
+                raise RuntimeError(
+                    f"{_NAMESPACE}::{name} returns a tensor that shares memory with one of its arguments or with "
+                    "another result; return a clone"
+                )
+            seen.add(place)
+        return results
+
+    return call
+
+
+def _storages(values: Iterable[Any]) -> list[int]:
+    """Where the memory of the tensors among values and their lists begins; those without memory are left out."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found += [place] if (place := value.untyped_storage().data_ptr()) else []
+        elif isinstance(value, (tuple, list)):
+            found += _storages(value)
+    return found
 
 
 def fake_of(operator: Operator) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

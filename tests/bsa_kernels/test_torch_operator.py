@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
-from bsa_kernels import bsa_attention, grid
+from bsa_kernels import BlockGrid, bsa_attention, grid
 from bsa_kernels.engines.cpu import ops as cpu_ops
+from bsa_kernels.torch_operator import torch_operator
 
 SOURCES = Path(grid.__file__).parents[1]
 EAGER = """
@@ -53,3 +56,64 @@ def test_what_has_no_gradient_says_so_when_it_is_differentiated():
 def test_a_linear_operator_is_differentiated_twice():
     x = torch.randn(1, 1, 8, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: grid._permute(x, [2, 2, 2, 2, 2, 1], True), x)
+
+
+@torch_operator("test_results")
+def results(x: Tensor, others: list[Tensor], how: str) -> tuple[Tensor, Tensor]:
+    whole = x.clone()
+    return {
+        "apart": (whole, whole.clone()),
+        "argument": (whole, x),
+        "view of an argument": (whole, x[1:]),
+        "in a list": (others[0].view(-1), whole),
+        "each other": (whole, whole[1:]),
+        "empty": (x.new_empty(0), x.new_empty(0)),
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["apart", "empty"])
+def test_results_with_memory_of_their_own_pass(how):
+    x = torch.arange(3.0)
+    for found in results(x, [x], how):
+        assert torch.equal(found, x if how == "apart" else x[:0])
+
+
+@pytest.mark.parametrize("how", ["argument", "view of an argument", "in a list", "each other"])
+def test_a_result_that_shares_memory_is_an_error(how):
+    with pytest.raises(RuntimeError, match="test_results returns a tensor that shares memory"):
+        results(torch.arange(3.0), [torch.zeros(2, 2)], how)
+
+
+@pytest.mark.slow
+def test_no_compiler_traces_what_an_operator_runs_where_it_is_called_between_compiled_pieces():
+    seen = []
+
+    @torch_operator("test_doubled")
+    def doubled(x: Tensor) -> Tensor:
+        seen.append(torch.compiler.is_compiling())
+        return x * 2
+
+    @torch._dynamo.disable(recursive=False)  # what it calls is traced
+    def between(x):
+        return doubled(x)
+
+    torch._dynamo.reset()
+    x, counter = torch.arange(3.0), CompileCounter()
+    assert torch.equal(torch.compile(lambda x: between(x + 1) + 1, backend=counter)(x), (x + 1) * 2 + 1)
+    assert seen == [False]
+    assert counter.op_count == 2
+
+
+@pytest.mark.slow
+def test_a_backward_inside_a_function_that_torch_compiles_in_pieces_gives_the_same():
+    made = BlockGrid((3, 5, 4), (2, 4, 4))
+
+    def function(x):
+        (made.permute(x) ** 2).sum().backward()
+        return x.grad * 1
+
+    torch._dynamo.reset()
+    x = torch.randn(1, 2, 60, 8)
+    found = [each(x.clone().requires_grad_()) for each in (function, torch.compile(function, backend="aot_eager"))]
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0], 2 * x)
