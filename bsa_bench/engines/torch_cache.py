@@ -1,7 +1,7 @@
 """Torch's compile cache in a worker: where it cannot be written, only what compiles is refused.
 
-Importing torch's compiler makes the cache's folder and fails where it cannot, and the first call of any operator of a
-library imports it, whatever engine that belongs to.
+Importing torch's compiler makes the cache's folder and fails where it cannot, and the first call of an operator of
+`torch.library.custom_op` imports it, whatever engine that belongs to.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from bsa_bench.profiling.job import (
 )
 from bsa_bench.result import Status
 from bsa_bench.run.cpu import set_up_cpu
-from bsa_bench.run.estimate import is_interpreted
+from bsa_bench.run.estimate import is_interpreted, loads_torch_compiler
 from bsa_bench.run.job import EventPipe, die_with_parent
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class _Profile:
         from bsa_bench.engines.torch_cache import set_up_torch_cache
 
         set_up_torch_cache()
-        if not self.case.claims.is_dense:
+        if loads_torch_compiler(self.case.engine):
             # As in the worker of a run: no part of the first call that is timed.
             import torch._dynamo
         self.device = torch.device(job.device)

@@ -65,6 +65,21 @@ ENGINE_COST: dict[str, EngineCost] = {
     # A dozen passes over all scores in integers.
     "simulator": EngineCost(0.03, 0.03, tensors_forward=4),
 }
+_WITHOUT_TORCH_COMPILER = {
+    "reference",
+    "sdpa-math",
+    "sdpa-flash",
+    "sdpa-efficient",
+    "sdpa-cudnn",
+    "gather",
+    "cpu",
+    "triton",
+    "triton-tiled",
+    "gluon",
+    "recurrence",
+    "chunked",
+    "simulator",
+}
 OTHER_ENGINE = EngineCost(0.5, 0.4, tensors_forward=2, tensors_backward=5, compile_s=10.0)
 """An engine of a third party."""
 
@@ -232,6 +247,14 @@ def assumed_rate(case: Case, device_kind: DeviceKind) -> float:
 def is_interpreted(engine: str) -> bool:
     """Whether an engine, forms or not, runs in Triton's interpreter on a CPU."""
     return ENGINE_COST.get(engine.partition(":")[0], OTHER_ENGINE).is_interpreted
+
+
+def loads_torch_compiler(engine: str) -> bool:
+    """Whether the first call on an engine may load torch's compiler: flex, and what is neither torch's nor ours.
+
+    Torch loads it with the first call of an operator that was made by `torch.library.custom_op`.
+    """
+    return engine.partition(":")[0] not in _WITHOUT_TORCH_COMPILER
 
 
 def compiles_at_first_call(engine: str) -> bool:

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_factory import case, environment, three_passes
 
+from bsa_bench.catalog import ENGINES
 from bsa_bench.result import Ceiling
 from bsa_bench.run import DeviceModel, plan_run, predict
-from bsa_bench.run.estimate import available_memory_bytes, group_seconds
+from bsa_bench.run.estimate import available_memory_bytes, group_seconds, loads_torch_compiler
 
 CPU = DeviceModel.cpu(threads=2, memory_bytes=8 << 30)
 
@@ -21,6 +22,12 @@ def test_a_device_is_modelled_by_its_environment():
     details = {"memory_bytes": 141 << 30}
     gpu = here.model_copy(update={"device_kind": "cuda", "device_name": "NVIDIA H200", "device_details": details})
     assert DeviceModel.of(gpu) == DeviceModel.cuda(name="NVIDIA H200", memory_bytes=141 << 30)
+
+
+def test_torch_s_compiler_is_loaded_ahead_where_the_first_call_would_load_it():
+    assert {engine for engine in ENGINES if loads_torch_compiler(engine)} == {"flex", "flash-attn", "xformers", "fla"}
+    assert loads_torch_compiler("somebody-elses")
+    assert not loads_torch_compiler("triton:pack")
 
 
 def test_a_machine_that_delivers_less_than_its_model_is_taken_at_what_it_delivers():
