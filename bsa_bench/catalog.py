@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
@@ -28,7 +28,9 @@ from bsa_bench.contract import (
     MethodOptions,
 )
 from bsa_bench.errors import UsageError
+from bsa_bench.plugins import ENGINES_GROUP, METHODS_GROUP, Plugin, load_plugins
 from bsa_bench.result import Case, PaperClaim, PassName
+from bsa_bench.text import shortened, visible
 
 if TYPE_CHECKING:
     import torch
@@ -79,12 +81,12 @@ _FORMS = "bsa_bench.engines.forms:parse_forms"
 
 def method_names() -> list[str]:
     """All methods, third parties' included."""
-    return _names(METHODS, "bsa_bench.methods")
+    return _names(METHODS, METHODS_GROUP)
 
 
 def engine_names() -> list[str]:
     """All engines, third parties' included."""
-    return _names(ENGINES, "bsa_bench.engines")
+    return _names(ENGINES, ENGINES_GROUP)
 
 
 def load_method(name: str) -> Method:
@@ -94,7 +96,7 @@ def load_method(name: str) -> Method:
         UsageError: there is no such method, or a third party's cannot be loaded.
     """
     path = METHODS.get(name)
-    return cast("Method", _resolve(path) if path else _third_party(name, METHODS, "bsa_bench.methods"))
+    return cast("Method", _resolve(path) if path else _third_party(name, METHODS, METHODS_GROUP))
 
 
 def load_engine(name: str) -> Engine:
@@ -104,7 +106,7 @@ def load_engine(name: str) -> Engine:
         UsageError: there is no such engine or form, or a third party's cannot be loaded.
     """
     base, colon, forms = name.partition(":")
-    engine = _resolve(ENGINES[base][0]) if base in ENGINES else _third_party(base, ENGINES, "bsa_bench.engines")
+    engine = _resolve(ENGINES[base][0]) if base in ENGINES else _third_party(base, ENGINES, ENGINES_GROUP)
     if colon:
         check_forms(base, forms)
         engine = engine.in_forms(forms)
@@ -149,6 +151,9 @@ def check_implementations(names: Iterable[str]) -> None:
                 f"implementation {name!r}: {method} needs an engine that offers {lacks}, {engine} does not; "
                 f"use one of {', '.join(able)}"
             )
+        for word, table, group in ((method, METHODS, METHODS_GROUP), (engine, ENGINES, ENGINES_GROUP)):
+            if any(plugin.name == word and plugin.reason for plugin in _plugins(table, group)) and word not in table:
+                _third_party(word, table, group)  # raises, with the reason
         near = difflib.get_close_matches(plain, known, n=1)
         hint = f"did you mean {near[0] + colon + forms!r}? " if near else ""
         raise UsageError(f"implementation {name!r} does not exist; {hint}there are: {', '.join(known)}")
@@ -260,31 +265,42 @@ def unsupported(
 ) -> str | None:
     """Why an implementation cannot run that on this device, or None."""
     method, _, name = implementation.partition("@")
-    lacks = set(load_method(method).needs) - offers(name)
-    if lacks:
-        return f"{name} does not offer {' and '.join(sorted(lacks))}, which {method} needs."
-    return load_engine(name).unsupported(device, dtype, head_dim, backward=backward)
+    try:
+        lacks = set(load_method(method).needs) - offers(name)
+        if lacks:
+            return f"{name} does not offer {' and '.join(sorted(lacks))}, which {method} needs."
+        said = load_engine(name).unsupported(device, dtype, head_dim, backward=backward)
+    except UsageError as error:
+        return str(error)
+    except (Exception, SystemExit) as error:
+        if name.partition(":")[0] in ENGINES:
+            raise  # a defect of ours
+        told = shortened(visible(str(error)), 200)
+        return f"{name} of another package raised {type(error).__name__} when it was asked: {told}"
+    return said if said is None else str(said)
+
+
+def plugins() -> list[Plugin]:
+    """All entry points of other packages, broken ones included."""
+    return [*_plugins(METHODS, METHODS_GROUP), *_plugins(ENGINES, ENGINES_GROUP)]
+
+
+def _plugins(table: Mapping[str, object], group: str) -> list[Plugin]:
+    return load_plugins(entry_points(group=group), group, table)
 
 
 def _names(table: Mapping[str, object], group: str) -> list[str]:
-    return list(dict.fromkeys([*table, *(entry.name for entry in entry_points(group=group))]))
+    """Those that can be used."""
+    return [*table, *(plugin.name for plugin in _plugins(table, group) if plugin.reason is None)]
 
 
 def _third_party(name: str, table: Mapping[str, object], group: str) -> Any:
-    for entry in entry_points(group=group):
-        if entry.name == name:
-            return _load_entry(entry, group)
+    named = [plugin for plugin in _plugins(table, group) if plugin.name == name]
+    for plugin in sorted(named, key=lambda each: each.reason is not None):
+        if plugin.reason is None:
+            return plugin.loaded
+        raise UsageError(f"entry point {name!r} of {group}: {plugin.remark}")
     raise UsageError(f"{name!r} is not registered; there are: {', '.join(_names(table, group))}")
-
-
-def _load_entry(entry: EntryPoint, group: str) -> Any:
-    try:
-        return entry.load()
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise UsageError(
-            f"entry point {entry.name!r} of {group}: {entry.value} cannot be loaded: {type(error).__name__}: {error}; "
-            "mend or uninstall that package"
-        ) from error
 
 
 @lru_cache(maxsize=64)

@@ -43,7 +43,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.probe:
         be_child()
-        json.dump({"package": str(PACKAGE)} | _probe(json.load(sys.stdin)), sys.stdout)
+        answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)  # what libraries and engines of other packages print is no part of the answer
+        with answer:
+            json.dump({"package": str(PACKAGE)} | _probe(json.load(sys.stdin)), answer)
         return
     job = read_job()
     die_with_parent()

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bsa_bench.catalog import FORMED, implementations, is_dense
+from bsa_bench.catalog import FORMED, implementations, is_dense, plugins
 from bsa_bench.engines.forms import FORMS
 from bsa_bench.errors import EXIT_NOTHING_MEASURED, EXIT_OK, InputError, StoreError, UsageError
 from bsa_bench.exports import FORMATS, FormatName, export_run
 from bsa_bench.run.job import DeviceKind
 from bsa_bench.run.probe import Probe, Question, probe
+from bsa_bench.text import visible
 from bsa_bench.units import format_bytes
 from bsa_bench.workload import PRESETS
 
@@ -50,6 +51,10 @@ def doctor(results: Path, *, as_json: bool) -> int:
                     for q, reason in found.reasons.items()
                 ],
                 "checks": checks,
+                "plugins": [
+                    {"group": each.group, "name": each.name, "where": each.where, "remark": each.remark}
+                    for each in plugins()
+                ],
                 "troubles": list(found.troubles),
                 "notes": list(found.notes),
             }
@@ -78,6 +83,9 @@ def doctor(results: Path, *, as_json: bool) -> int:
     print()
     for name, trouble in checks.items():
         print(f"  {'no ' if trouble else 'yes'}  {name}" + (f": {trouble}" if trouble else ""))
+    for each in plugins():
+        word = "no " if each.reason else "?  " if each.remark else "yes"
+        print(f"  {word}  {each.group} {each.name}" + (f": {visible(each.remark)}" if each.remark else ""))
     for trouble in found.troubles:
         print(f"  no   ready to be measured: {trouble}")
     for note in found.notes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bsa_bench.errors import InputError
 from bsa_bench.file_digest import file_digest
 from bsa_bench.files import why_no_file
+from bsa_bench.text import shortened, visible
 
 if TYPE_CHECKING:
     import torch
@@ -188,15 +189,18 @@ def _decode(path: Path) -> Iterator[tuple[Any, str]]:
     if why := why_no_file(path):
         raise InputError(f"video: {why}")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = _film(path, container)
             stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
+            for number, frame in enumerate(container.decode(stream), start=1):
+                if frame.is_corrupt:
+                    raise InputError(
+                        f"video {path}: picture {number} is damaged; encode the clip anew, or give another"
+                    )
                 yield upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame), path)
-    except av.error.FFmpegError as error:
-        raise InputError(
-            f"video {path}: cannot be decoded ({error.strerror}); expected what FFmpeg can read"
-        ) from error
+    except (av.error.FFmpegError, ValueError) as error:  # ValueError: of sizes and formats that make no picture
+        why = getattr(error, "strerror", None) or shortened(visible(str(error)), 200)
+        raise InputError(f"video {path}: cannot be decoded ({why}); expected what FFmpeg can read") from error
 
 
 def _film(path: Path, container: Any) -> Any:

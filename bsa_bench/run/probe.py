@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from bsa_bench.child_process import PACKAGE, check_package, child_environment
+from bsa_bench.descendants import kill_marked, new_mark
 from bsa_bench.errors import MachineError, StoreError, UsageError
 from bsa_bench.result import Case, Ceiling, Environment
 from bsa_bench.run.job import DeviceKind
@@ -17,6 +23,8 @@ from bsa_bench.run.settings import WORKER_COMMAND
 #: [implementation, dtype, head_dim, backward]
 Question = tuple[str, str, int, bool]
 PROBE_LIMIT_S = 300
+_MOST_BYTES = 4 << 20
+"""Of its answer, and of what it says besides."""
 
 
 @dataclass(frozen=True)
@@ -76,25 +84,14 @@ def probe(
         "ceilings": with_ceilings,
         "questions": {kind: sorted(set(asked)) for kind, asked in questions.items()},
     }
+    code, said, complained = _ask([*command, "--probe"], json.dumps(request), environment)
+    if code != 0:
+        last = "\n".join(complained.strip().splitlines()[-5:])
+        raise StoreError(f"the probe of this machine failed with exit code {code}:\n{last}")
     try:
-        done = subprocess.run(
-            [*command, "--probe"],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PROBE_LIMIT_S,
-            env=child_environment() if environment is None else environment,
-        )
-    except subprocess.TimeoutExpired:
-        raise StoreError(f"the probe of this machine did not answer within {PROBE_LIMIT_S} s") from None
-    if done.returncode != 0:
-        last = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise StoreError(f"the probe of this machine failed with exit code {done.returncode}:\n{last}")
-    try:
-        answer = json.loads((done.stdout.splitlines() or [""])[-1])
-    except ValueError:
-        said = done.stdout[-200:]
+        answer = json.loads((said.splitlines() or [""])[-1])
+    except (ValueError, RecursionError):
+        said = said[-200:]
         raise StoreError(f"the probe of this machine gave no answer, its output ends with {said!r}") from None
     check_package(answer.get("package"), who="the probe of this machine", expected=package)
     if "error" in answer:
@@ -109,3 +106,51 @@ def probe(
     if must_be_ready and found.troubles:
         raise MachineError(f"{found.environment.device_name} is not measured: {'; '.join(found.troubles)}")
     return found
+
+
+def _ask(command: list[str], request: str, environment: Mapping[str, str] | None) -> tuple[int, str, str]:
+    """Run the probe to its end; returns its exit code, and the end of what it wrote to stdout and to stderr.
+
+    However much it writes, so much is kept; nothing of it is left, whatever it started.
+    """
+    marked = new_mark() | dict(child_environment() if environment is None else environment)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=marked)
+    assert process.stdin is not None
+    ends = [_End(stream) for stream in (process.stdout, process.stderr) if stream is not None]
+    timer = threading.Timer(PROBE_LIMIT_S, process.kill)
+    for thread in (*ends, timer):
+        thread.start()
+    started = time.monotonic()
+    try:
+        with contextlib.suppress(BrokenPipeError), process.stdin:  # where it died first, its exit code tells
+            process.stdin.write(request.encode())
+        process.wait()
+    finally:
+        timer.cancel()
+        process.kill()
+        process.wait()
+        kill_marked(marked)  # what it started may hold the pipes open
+        for end in ends:
+            end.join()
+    if process.returncode == -signal.SIGKILL and time.monotonic() - started >= PROBE_LIMIT_S:
+        raise StoreError(f"the probe of this machine did not answer within {PROBE_LIMIT_S} s")
+    return process.returncode, ends[0].text, ends[1].text
+
+
+class _End(threading.Thread):
+    """Reads a pipe to its end, and keeps the last of it."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._pipe = pipe
+        self._kept = b""
+
+    @property
+    def text(self) -> str:
+        return self._kept.decode(errors="replace")
+
+    def run(self) -> None:
+        with self._pipe:
+            while chunk := self._pipe.read1(1 << 16):  # type: ignore[attr-defined]
+                self._kept = (self._kept + chunk)[-_MOST_BYTES:]

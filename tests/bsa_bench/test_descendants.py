@@ -8,6 +8,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import kill_runs
 import pytest
 from run_factory import Bench, case
 from test_run_execute import is_gone
@@ -127,3 +128,13 @@ def test_a_machine_without_a_shell_is_measured_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(descendants.subprocess, "Popen", refuse)
     assert Bench(tmp_path).run([case()]).counts == {Status.OK: 1}
+
+
+@pytest.mark.slow
+def test_a_real_run_killed_while_it_asks_the_machine_leaves_nothing(tmp_path):
+    """Two of those that `kill_runs.py` kills; it says how to kill more."""
+    phases, remaining, longest, _ = kill_runs.kill_many(2, 3, tmp_path, most_s=2.5)
+    assert remaining == {}
+    assert longest < kill_runs.MOST_S
+    assert phases.total() == 2
+    assert "ended" not in phases

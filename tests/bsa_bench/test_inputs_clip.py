@@ -1,4 +1,5 @@
 import importlib.metadata
+import random
 from itertools import pairwise
 
 import av
@@ -297,3 +298,58 @@ def test_what_a_clip_became_is_told_where_it_is_hardly_the_film_that_was_asked_f
     assert caveats(still, height=32, width=48, frames=1) == []
     frozen = grey_clip(tmp_path / "frozen.mp4", levels=[77] * 12)
     assert caveats(frozen, height=32, width=48) == ["a still picture: its 9 frames are all the same"]
+
+
+def noisy(count):
+    return [np.random.default_rng(i).integers(0, 256, (48, 64, 3), np.uint8) for i in range(count)]
+
+
+def spoil(content, kind, rng):
+    """A file of one kind of damage."""
+    head, tail = content.find(b"mdat") + 4, content.find(b"moov")
+    spoiled = bytearray(content)
+    if kind == "empty":
+        return b""
+    if kind == "truncated":
+        return content[: rng.randrange(len(content))]
+    if kind == "frames":
+        start = rng.randrange(head + 100, tail - 500)
+        spoiled[start : start + 400] = rng.randbytes(400)
+    elif kind == "frames-zero":
+        spoiled[head:tail] = bytes(tail - head)
+    elif kind == "header":
+        for _ in range(20):
+            spoiled[rng.randrange(tail, len(content))] = rng.randrange(256)
+    elif kind == "noise":
+        return rng.randbytes(len(content))
+    return bytes(spoiled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["empty", "truncated", "frames", "frames-zero", "header", "noise"])
+def test_a_damaged_clip_is_refused_in_a_sentence_or_decoded_whole(tmp_path, kind):
+    content = write_mp4(tmp_path / "whole.mp4", noisy(9)).read_bytes()
+    path, rng, num_whole, said = tmp_path / "spoiled.mp4", random.Random(kind), 0, []
+    for _ in range(1 if kind == "empty" else 20):
+        path.write_bytes(spoil(content, kind, rng))
+        try:
+            check_input(video(path))
+            make_qkv(video(path), device="cpu")
+            num_whole += 1
+        except InputError as error:
+            said.append(str(error))
+    assert said
+    assert all(str(path) in each and len(each) < 500 and "\n" not in each for each in said)
+    # Noise in a picture is a picture now and then, and not all of a header is needed.
+    assert num_whole <= {"frames": 4, "header": 18}.get(kind, 0)
+
+
+def test_a_picture_that_was_patched_up_is_named_and_not_measured(tmp_path):
+    content = bytearray(write_mp4(tmp_path / "whole.mp4", noisy(9)).read_bytes())
+    place = content.find(b"moov") * 3 // 4
+    content[place : place + 200] = bytes(200)
+    path = tmp_path / "spoiled.mp4"
+    path.write_bytes(content)
+    check_input(video(path))  # which looks at the first picture
+    with pytest.raises(InputError, match=r"spoiled.mp4: picture [5-8] is damaged; encode the clip anew, or give anot"):
+        make_qkv(video(path), device="cpu")

@@ -9,6 +9,7 @@ import pytest
 from run_factory import Bench, case, three_passes
 from test_run_execute import is_gone
 
+from bsa_bench.cli.gate_app import end_with
 from bsa_bench.result import Status
 from bsa_bench.store.reader import read_run
 
@@ -42,7 +43,9 @@ def start(bench, worker=""):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
+)
 def test_an_interrupt_ends_the_worker_keeps_what_is_measured_and_says_how_to_resume(bench, number, name):
     process = start(bench)
     process.send_signal(number)
@@ -97,3 +100,30 @@ def test_a_worker_dies_with_its_scheduler(bench, monkeypatch, tmp_path):
     process.communicate()
     assert len(bench.pids) == 2
     assert all(is_gone(pid) for pid in bench.pids)
+
+
+@pytest.mark.slow
+def test_a_hang_up_that_is_ignored_as_by_nohup_ends_nothing(bench):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which a child inherits
+    try:
+        process = start(bench)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.7)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=10)
+    assert output.startswith("stopped by SIGTERM; ")
+
+
+def test_a_hang_up_ends_a_command_of_comparison_as_ctrl_c_does(capsys):
+    def command():
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGHUP)
+    with pytest.raises(KeyboardInterrupt):
+        end_with(command)
+    assert signal.getsignal(signal.SIGHUP) is before
+    assert capsys.readouterr().err == "bsa-bench: interrupted\n"
