@@ -295,8 +295,8 @@ def _names(table: Mapping[str, object], group: str) -> list[str]:
 
 
 def _third_party(name: str, table: Mapping[str, object], group: str) -> Any:
-    named = [plugin for plugin in _plugins(table, group) if plugin.name == name]
-    for plugin in sorted(named, key=lambda each: each.reason is not None):
+    entries = [entry for entry in entry_points(group=group) if entry.name == name]  # the others stay unloaded
+    for plugin in sorted(load_plugins(entries, group, table), key=lambda each: each.reason is not None):
         if plugin.reason is None:
             return plugin.loaded
         raise UsageError(f"entry point {name!r} of {group}: {plugin.remark}")

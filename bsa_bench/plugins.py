@@ -113,14 +113,14 @@ def _load(entry: EntryPoint, group: str) -> Plugin:
 
 def _fault(loaded: Any, name: str, group: str) -> str | None:
     """What is wrong with a loaded object, as far as that can be seen without running it on anything."""
-    kind = "method" if group == METHODS_GROUP else "engine"
+    kind = "a method" if group == METHODS_GROUP else "an engine"
     if not _NAME.fullmatch(name) or name in _SUITE_KEYS:
         return f"is registered as {name!r}, expected lower-case letters, digits and hyphens, and no key of a suite"
     if isinstance(loaded, type):
-        return f"is a class, expected an object: a {kind}"
+        return f"is a class, expected an object: {kind}"
     lacks = [each for each in _ATTRIBUTES[group] if not hasattr(loaded, each)]
     if lacks:
-        return f"is of the type {type(loaded).__name__}, which lacks {', '.join(lacks)}; expected a {kind}"
+        return f"is of the type {type(loaded).__name__}, which lacks {', '.join(lacks)}; expected {kind}"
     words = loaded.needs if group == METHODS_GROUP else loaded.offers
     if isinstance(words, str) or not all(isinstance(word, str) for word in words):
         return f"{'needs' if group == METHODS_GROUP else 'offers'} {words!r}, expected texts such as {{'dense'}}"

@@ -79,7 +79,7 @@ ENGINES = {
     "attribute": ("plugs.good:NOTHING", "cannot be loaded: AttributeError: "),
     "syntax": ("plugs.syntax:X", "cannot be loaded: SyntaxError: "),
     "recursion": ("plugs.recursion:X", "cannot be loaded: RecursionError: "),
-    "words": ("plugs.types:WORDS", "is of the type dict, which lacks offers, unsupported; expected a engine"),
+    "words": ("plugs.types:WORDS", "is of the type dict, which lacks offers, unsupported; expected an engine"),
     "nothing": ("plugs.types:NOTHING", "is of the type NoneType, which lacks offers, unsupported"),
     "class": ("plugs.types:Engine", "is a class, expected an object"),
     "plain": ("plugs.types:PLAIN", "is of the type Engine, which lacks offers, unsupported"),
@@ -207,3 +207,9 @@ def test_doctor_has_a_line_for_each_and_a_run_goes_on(site, folder):
     done = command(*run, cwd=folder, path=path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"] == {"OK": 3}
+
+
+@pytest.mark.usefixtures("registered")
+def test_who_needs_one_loads_that_one_alone():
+    assert catalog.load_engine("good").version() == "1"
+    assert not {"plugs.slow", "plugs.prints", "plugs.types"} & sys.modules.keys()
