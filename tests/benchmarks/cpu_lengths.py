@@ -28,14 +28,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--here", action="store_true", help="in this process")
-    parser.add_argument("tokens", type=int, nargs="*", choices=GRIDS, default=list(GRIDS))
+    parser.add_argument("tokens", type=int, nargs="*", help=f"of {[*GRIDS]}")
     arguments = parser.parse_args()
+    if unknown := {*arguments.tokens} - {*GRIDS}:
+        parser.error(f"tokens: expected some of {[*GRIDS]}, got {sorted(unknown)}")
     if arguments.here:
         sys.stdout.write(measure(arguments.tokens[0], arguments.threads) + "\n")
         return
     sys.stdout.write(f"{'tokens':>8} {'pass':>8} calls  median ms  ps/FLOP  least  peak MiB above inputs\n")
     sys.stdout.flush()
-    for tokens in arguments.tokens:
+    for tokens in arguments.tokens or GRIDS:
         command = [sys.executable, __file__, "--here", "--threads", str(arguments.threads), str(tokens)]
         subprocess.run(command, check=True)
 
