@@ -1,7 +1,7 @@
 // Vectors by the extensions that GCC and Clang share, 2^x, and the two products that attention is made of.
 //
-// Rows of queries are the lanes of vectors; keys and numbers of a head are broadcast from where they lie in memory. So
-// keys and values need no copy, whatever their strides, and maxima and sums over keys need no reduction over lanes.
+// Rows of queries are the lanes of vectors; keys and numbers of a head are broadcast. So maxima and sums over keys need
+// no reduction over lanes, and keys and head dim no padding.
 #pragma once
 
 #include <cstdint>
