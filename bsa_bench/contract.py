@@ -215,6 +215,8 @@ class Engine(Protocol):
         expected_ops: torch operators, or patterns of their names (`Torch-Compiled Region*`, of what `torch.compile`
             compiled), of which one must appear in a profiled call, or the backend fell back; empty
             where nothing can fall back.
+        deterministic: need not be there. False: two calls may differ, by what an error against the oracle may be;
+            without it they have to give the same bits.
     """
 
     @property

@@ -5,6 +5,7 @@ Shared by the worker of a run and that of a pair.
 
 from __future__ import annotations
 
+import secrets
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from bsa_bench.contract import Engine, Method, MethodOptions
     from bsa_bench.measure.passes import Subject
     from bsa_bench.result import PassName
+    from bsa_bench.verify import Witness
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Prepared:
 
     method: Method
     options: MethodOptions
+    engine: Engine
     subject: Subject
     correctness: Correctness | None
     state: dict[str, Any]
@@ -96,17 +99,31 @@ def prepare(
     state: dict[str, Any] = {}
     if with_oracle:
         tell("verifying")
-        correctness, state = _verify(case, method, options, subject, seed=workload.input.seed)
+        correctness, state = _verify(case, method, options, subject, engine)
     backend, fell_back = _resolved_backend(engine, subject) if with_oracle else (None, None)
-    return Prepared(method, options, subject, correctness, state, backend, fell_back, first_call_s, facts)
+    return Prepared(method, options, engine, subject, correctness, state, backend, fell_back, first_call_s, facts)
 
 
 def verify_fresh(case: Case, prepared: Prepared) -> Correctness:
-    """Verify on inputs that the operator has not seen: shifted by a token, so that a remembered result is found out."""
-    subject = prepared.subject
-    fresh = replace(subject, tensors={name: x.roll(1, 2) for name, x in subject.tensors.items()})
-    seed = case.workload.input.seed + 1
-    return _verify(case, prepared.method, prepared.options, fresh, seed=seed)[0]
+    """Verify again on other content in the same memory, so that what was remembered by its address is found out.
+
+    All tensors, and dO, are shifted along the tokens in place by a number that is drawn, and brought back in the end.
+    """
+    import torch
+
+    subject = replace(prepared.subject, grad=None) if case.passes == "forward" else prepared.subject
+    given = [*subject.tensors.values(), *([] if subject.grad is None else [subject.grad])]
+    kept = [x.clone() for x in given]
+    shift = 1 + secrets.randbelow(max(case.workload.num_tokens - 1, 1))
+    try:
+        with torch.no_grad():
+            for x, before in zip(given, kept, strict=True):
+                x.copy_(before.roll(shift, 2))
+        return _verify(case, prepared.method, prepared.options, subject, prepared.engine, is_again=True)[0]
+    finally:
+        with torch.no_grad():
+            for x, before in zip(given, kept, strict=True):
+                x.copy_(before)
 
 
 def correctness_of_pass(correctness: Correctness, case: Case) -> Correctness:
@@ -142,10 +159,13 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _verify(
-    case: Case, method: Method, options: MethodOptions, subject: Subject, *, seed: int
+    case: Case, method: Method, options: MethodOptions, subject: Subject, engine: Engine, *, is_again: bool = False
 ) -> tuple[Correctness, dict[str, Any]]:
+    """`is_again`: after timing, with an eighth of the rows and without another engine."""
     from bsa_bench.verify import verify_case
 
+    device = subject.tensors["q"].device
+    max_scores = VERIFIED_SCORES["cuda" if device.type == "cuda" else "cpu"]
     return verify_case(
         case,
         method,
@@ -154,9 +174,35 @@ def _verify(
         subject.grad,
         options=options,
         scale=_scale(case),
-        seed=seed,
-        max_scores=VERIFIED_SCORES["cuda" if subject.tensors["q"].is_cuda else "cpu"],
+        seed=secrets.randbits(31),  # not the input's, which an engine may know
+        max_scores=max_scores // 8 if is_again else max_scores,
+        with_dense=not is_again,
+        deterministic=getattr(engine, "deterministic", True),
+        witness=None if is_again or case.workload.num_tokens**2 <= max_scores else _witness(case, method, device),
     )
+
+
+#: Engines of our own that another is compared with on all rows of long workloads; by device, the fastest first.
+WITNESSES = {"cpu": ("sdpa-flash", "cpu", "gather", "chunked"), "cuda": ("sdpa-flash", "triton", "flex", "chunked")}
+
+
+def _witness(case: Case, method: Method, device: Device) -> Witness | None:
+    """The first engine that can run the case and is not the case's own; one form of an engine does not witness another.
+
+    None where there is none.
+    """
+    import torch
+
+    from bsa_bench.catalog import build_operator, unsupported
+    from bsa_bench.verify import Witness
+
+    w = case.workload
+    for name in WITNESSES.get(device.type, ()):
+        pair, dtype = f"{method.name}@{name}", getattr(torch, w.dtype)
+        if name != case.base_engine and not unsupported(pair, device, dtype, w.head_dim, backward=case.claims.trains):
+            other = case.model_copy(update={"implementation": pair})
+            return Witness(name, build_operator(other, scale=_scale(case)))
+    return None
 
 
 def _resolved_backend(engine: Engine, subject: Subject) -> tuple[str | None, str | None]:

@@ -45,6 +45,7 @@ class Status(StrEnum):
 
     OK = "OK"
     WRONG = "WRONG"
+    IMPLAUSIBLE = "IMPLAUSIBLE"
     OOM = "OOM"
     SKIPPED_OOM = "SKIPPED_OOM"
     UNSUPPORTED = "UNSUPPORTED"
@@ -68,7 +69,7 @@ class Status(StrEnum):
     @property
     def is_failure(self) -> bool:
         """Whether the case was expected to run here and did not."""
-        return self in {Status.OOM, Status.TIMEOUT, Status.CRASHED, Status.FELL_BACK}
+        return self in {Status.IMPLAUSIBLE, Status.OOM, Status.TIMEOUT, Status.CRASHED, Status.FELL_BACK}
 
     @property
     def meaning(self) -> str:
@@ -79,6 +80,7 @@ class Status(StrEnum):
 STATUS_MEANING: dict[Status, str] = {
     Status.OK: "measured, and correct within its budget",
     Status.WRONG: "the output or a gradient is outside its error budget; never timed",
+    Status.IMPLAUSIBLE: "its time cannot be true; it has none",
     Status.OOM: "ran out of memory while running",
     Status.SKIPPED_OOM: "not started: the predicted memory does not fit",
     Status.UNSUPPORTED: "this implementation cannot run this case here",
@@ -92,6 +94,7 @@ STATUS_MEANING: dict[Status, str] = {
 
 WORST_FIRST = (
     Status.WRONG,
+    Status.IMPLAUSIBLE,
     Status.FELL_BACK,
     Status.CRASHED,
     Status.TIMEOUT,
@@ -389,6 +392,11 @@ class Correctness(Line):
         rows: how many query rows of each head were compared (all, or those of random query blocks).
         dense: the output against dense attention on the same rows.
         mass_kept: mean share of the dense attention mass of a computed query row that its plan kept.
+        faults: what needs no oracle to be wrong, by what is checked.
+        sample_seed: of the query blocks that were drawn; null in files of before it was recorded.
+        witness: the engine whose output all rows were compared with, where the oracle was asked for a sample.
+        unseen_max_abs: the largest difference from it outside of the sample: no fault there is larger, but by as much
+            as that engine is wrong itself.
     """
 
     oracle: str
@@ -402,6 +410,21 @@ class Correctness(Line):
     inputs_unchanged: bool = True
     repeat_identical: bool | None = None
     reason: str | None = None
+    faults: dict[str, str] = {}
+    sample_seed: NonNegativeInt | None = None
+    witness: str | None = None
+    unseen_max_abs: NonNegative | None = None
+
+    def excess(self) -> str | None:
+        """What is against passing: an error above its budget, a fault, changed inputs; None where nothing is."""
+        for name, figures in self.checked.items():
+            if name in self.budget and not figures.relative_l2 <= self.budget[name]:
+                return f"{name} has a relative L2 error of {figures.relative_l2:.3g}, above {self.budget[name]:.3g}"
+            if name in self.max_abs_budget and not figures.max_abs <= self.max_abs_budget[name]:
+                return f"{name} has an error of {figures.max_abs:.3g}, above {self.max_abs_budget[name]:.3g}"
+        if self.faults:
+            return "; ".join(f"{name}: {fault}" for name, fault in self.faults.items())
+        return None if self.inputs_unchanged else "the operator changed its inputs"
 
 
 class Footage(Line):

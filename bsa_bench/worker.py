@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bsa_bench.child_process import PACKAGE
 from bsa_bench.descendants import be_child
+from bsa_bench.measure.clock import replaced_clocks
 from bsa_bench.measure.process_start import ProcessStart
 from bsa_bench.prepare import Prepared, correctness_of_pass, failure, prepare, verify_fresh
 from bsa_bench.result import Case, Result, Status, TimerName
@@ -165,6 +166,7 @@ class _GroupRun:
         from bsa_bench.measure.passes import pass_call, time_pass
         from bsa_bench.measure.sampling import PROTOCOLS
         from bsa_bench.measure.work import work_of
+        from bsa_bench.verify.midway import Midway
 
         assert prepared.correctness is not None
         correctness = correctness_of_pass(prepared.correctness, case)
@@ -184,6 +186,7 @@ class _GroupRun:
             return outcome | {"status": Status.VERIFIED_ONLY, "reason": reason}
         protocol, subject = PROTOCOLS[self.job.profile], prepared.subject
         self.events.progress(f"{case.passes}: timing")
+        midway = Midway()
         with DeviceWatch(self.job.device) as watch:
             timing = time_pass(
                 subject,
@@ -191,9 +194,20 @@ class _GroupRun:
                 timers=self._timers(),
                 protocol=protocol,
                 first_call_s=prepared.first_call_s[case.passes],
+                midway=midway.take,
             )
-        self.events.progress(f"{case.passes}: memory")
+        untimed = dict(outcome)
         call = pass_call(subject, case.passes)
+        names = ["output"] if case.passes == "forward" else [f"grad_{name}" for name in subject.trained]
+        if reason := midway.compare(call, correctness, names):
+            wrong = correctness.model_copy(update={"passed": False, "reason": reason})
+            return untimed | {"status": Status.WRONG, "correctness": wrong, "reason": reason}
+        if replaced := replaced_clocks():
+            return untimed | {
+                "status": Status.IMPLAUSIBLE,
+                "reason": f"{', '.join(replaced)} of the process were replaced since it started",
+            }
+        self.events.progress(f"{case.passes}: memory")
         read = replace(subject, grad=None) if case.passes == "forward" else subject
         memory = measure_memory(call, inputs_bytes=read.inputs_bytes, device=self.device)
         if case.passes == "backward":
@@ -204,12 +218,11 @@ class _GroupRun:
             outcome["energy"] = measure_energy(call, device=self.device, call_s=statistics.median(timing.samples))
         if protocol.verify_after:
             self.events.progress(f"{case.passes}: verifying again")
-            after = verify_fresh(case, prepared)
+            after = correctness_of_pass(verify_fresh(case, prepared), case)
             if not after.passed:
-                return outcome | {
+                return untimed | {
                     "status": Status.WRONG,
                     "correctness": after,
-                    "timing": None,
                     "reason": f"after timing: {after.reason}",
                 }
         return outcome | {"status": Status.OK}

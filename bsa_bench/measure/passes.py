@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from bsa_bench.errors import BenchError
+from bsa_bench.measure.clock import perf_counter
 from bsa_bench.measure.sampling import Protocol, Warmup, collect, warm_up
 from bsa_bench.measure.timer import Timer
 from bsa_bench.result import CrossCheck, PassName, Timing
@@ -19,6 +21,8 @@ from bsa_kernels.operator import Operator
 #: Which phases make up each partial total; those a pass does not have count nothing.
 ATTEND_ONLY = ("attend", "attend_backward")
 ATTEND_SELECT = (*ATTEND_ONLY, "select", "plan")
+#: Told what a timed call returned, and tensors that are like it.
+TakeResult = Callable[[object, list[Tensor]], None]
 #: How many samples another timer takes at most, to compare with.
 CHECK_SAMPLES = 20
 
@@ -71,7 +75,15 @@ class Timers:
     check: Timer | None = None
 
 
-def time_pass(subject: Subject, *, which: PassName, timers: Timers, protocol: Protocol, first_call_s: float) -> Timing:
+def time_pass(
+    subject: Subject,
+    *,
+    which: PassName,
+    timers: Timers,
+    protocol: Protocol,
+    first_call_s: float,
+    midway: TakeResult | None = None,
+) -> Timing:
     """Time the whole operator, then its phases in a round of their own, then what else `timers` asks for.
 
     Args:
@@ -79,12 +91,13 @@ def time_pass(subject: Subject, *, which: PassName, timers: Timers, protocol: Pr
         which: `backward` runs on one retained graph; its forward is not in the time.
         timers, protocol: how.
         first_call_s: from `time_first_call`, which has to be the process's first use of the pass.
+        midway: given the result of one of the timed calls, drawn, after its sample, and tensors that are like it.
 
     Raises:
         UnsupportedError: the main timer, or the warm one, cannot time this operator.
     """
     timer = timers.main
-    whole = _sample_whole(subject, which, timer, protocol)
+    whole = _sample_whole(subject, which, timer, protocol, midway)
     phases = _phase_samples(subject, which, timer, protocol, whole.samples)
     return Timing(
         timer=timer.name,
@@ -113,14 +126,37 @@ class _Whole:
     ran_dry: list[bool]
 
 
-def _sample_whole(subject: Subject, which: PassName, timer: Timer, protocol: Protocol) -> _Whole:
-    call = _bound(subject, which, timer)
+class _Watched:
+    """A call that keeps its result where it is told to; it keeps none otherwise, which would hold memory."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self.keeps = False
+        self.result: object = None
+
+    def __call__(self) -> object:
+        if not self.keeps:
+            return self._call()
+        self.result = self._call()
+        return self.result
+
+
+def _sample_whole(
+    subject: Subject, which: PassName, timer: Timer, protocol: Protocol, midway: TakeResult | None
+) -> _Whole:
+    call = _Watched(_bound(subject, which, timer))
+    chosen = secrets.randbelow(protocol.min_samples) if midway else None
+    num_calls = count()
     warmup = warm_up(lambda: timer.sample(call), protocol)
     dispatch_s: list[float] = []
     ran_dry: list[bool] = []
 
     def sample() -> float:
+        call.keeps = next(num_calls) == chosen
         seconds = timer.sample(call)
+        if midway and call.keeps:
+            midway(call.result, results_like(subject, which))
+            call.keeps, call.result = False, None
         dispatch_s.extend([] if timer.dispatch_s is None else [timer.dispatch_s])
         ran_dry.extend([] if timer.ran_dry is None else [timer.ran_dry])
         return seconds
@@ -152,14 +188,19 @@ def _cross_check(subject: Subject, which: PassName, timer: Timer, protocol: Prot
     return CrossCheck(timer=timer.name, median_s=median(samples), num_samples=len(samples))
 
 
+def results_like(subject: Subject, which: PassName) -> list[Tensor]:
+    """Tensors that are like what a call of the pass returns."""
+    return [subject.tensors["q"]] if which == "forward" else [subject.tensors[name] for name in subject.trained]
+
+
 def time_first_call(subject: Subject, which: PassName) -> float:
     """Seconds of the first call of a pass: what compiles or is set up on first use is in it."""
     call = pass_call(subject, which)
-    start = time.perf_counter()
+    start = perf_counter()
     call()
     if subject.tensors["q"].is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return perf_counter() - start
 
 
 def pass_call(subject: Subject, which: PassName) -> Callable[[], object]:

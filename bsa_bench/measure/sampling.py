@@ -6,12 +6,13 @@ The constants are measurement.md's D.1 and D.5.
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TypeVar
+
+from bsa_bench.measure.clock import perf_counter
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ _QUICK = Protocol(
     min_samples=5,
     max_samples=50,
     seconds=0.5,
-    verify_after=False,
+    verify_after=True,
     settle_windows=3,
     window_s=0.05,
     settle_within=0.05,
@@ -61,7 +62,7 @@ class Warmup:
     settled: bool
 
 
-def warm_up(sample: Callable[[], float], protocol: Protocol, clock: Callable[[], float] = time.perf_counter) -> Warmup:
+def warm_up(sample: Callable[[], float], protocol: Protocol, clock: Callable[[], float] = perf_counter) -> Warmup:
     """Repeat the very call that will be sampled until its time settles or the cap is hit; at least once."""
     start = clock()
     medians: list[float] = []
@@ -81,7 +82,7 @@ def warm_up(sample: Callable[[], float], protocol: Protocol, clock: Callable[[],
             return Warmup(now - start, settled=False)
 
 
-def collect(sample: Callable[[], T], protocol: Protocol, clock: Callable[[], float] = time.perf_counter) -> list[T]:
+def collect(sample: Callable[[], T], protocol: Protocol, clock: Callable[[], float] = perf_counter) -> list[T]:
     """Draw samples in order; the garbage collector rests meanwhile."""
     samples: list[T] = []
     gc.collect()

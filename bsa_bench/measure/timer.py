@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Protocol
@@ -13,6 +12,7 @@ from typing import Protocol
 import torch
 
 from bsa_bench.errors import UsageError
+from bsa_bench.measure import clock
 from bsa_bench.measure.queue_hold import QueueHold, flush_buffer
 from bsa_bench.result import CacheName, TimerName
 
@@ -78,12 +78,12 @@ class HostTimer:
     def sample(self, call: Callable[[], object]) -> float:
         """Seconds of one call."""
         self._get_ready()
-        start = time.perf_counter_ns()
+        start = clock.perf_counter_ns()
         call()
         if self._is_cuda:
-            self.dispatch_s = (time.perf_counter_ns() - start) * 1e-9
+            self.dispatch_s = (clock.perf_counter_ns() - start) * 1e-9
             torch.cuda.synchronize()
-        return (time.perf_counter_ns() - start) * 1e-9
+        return (clock.perf_counter_ns() - start) * 1e-9
 
     def sample_phases(self, call: Callable[[Mark], object]) -> dict[str, float]:
         """Seconds between marks."""
@@ -92,10 +92,10 @@ class HostTimer:
         def mark(name: str) -> None:
             if self._is_cuda:
                 torch.cuda.synchronize()
-            stamps.append((name, time.perf_counter_ns()))
+            stamps.append((name, clock.perf_counter_ns()))
 
         self._get_ready()
-        start = time.perf_counter_ns()
+        start = clock.perf_counter_ns()
         call(mark)
         ends = [start, *(stamp for _, stamp in stamps)]
         return {name: (end - begin) * 1e-9 for (name, _), begin, end in zip(stamps, ends, ends[1:], strict=False)}
@@ -147,9 +147,9 @@ class EventTimer:
             self._flush.zero_()
         self._hold.start()
         mark("start")
-        began = time.perf_counter()
+        began = clock.perf_counter()
         call(mark)
-        self.dispatch_s = time.perf_counter() - began
+        self.dispatch_s = clock.perf_counter() - began
         self.ran_dry = events[0][1].query()
         torch.cuda.synchronize()
         self._hold.learn(self.dispatch_s, ran_dry=self.ran_dry)

@@ -21,6 +21,7 @@ from bsa_bench.run.estimate import group_seconds, predict
 from bsa_bench.run.job import Job, ProgressEvent, ResultEvent
 from bsa_bench.run.order import group_cases, memory_reason
 from bsa_bench.run.pace import Pace
+from bsa_bench.run.plausible import judged_time
 from bsa_bench.run.progress import Progress
 from bsa_bench.run.record import Recorder
 from bsa_bench.run.resume import already_done, check_files
@@ -239,7 +240,7 @@ class _Scheduler:
             if place is None:
                 raise ValueError(f"a result of {event.result.case_id}, which is not (or no longer) in the job")
             case = pending.pop(place)
-            result = self._recorder.take_over(case, process_index, event.result)
+            result = self._recorder.take_over(case, process_index, judged_time(event.result, settings.ceilings))
             self._pace.observe_calls([result], settings.device)
             self._tell(result, pending)
             if pending:

@@ -13,8 +13,10 @@ from bsa_bench.errors import StoreError
 from bsa_bench.files import is_regular
 from bsa_bench.result import SCHEMA_VERSION, Environment, Result, RunLine, Status, missing_processes
 from bsa_bench.store import schema1
+from bsa_bench.store.line_digest import without_digest
 
 RESULTS_FILE = "results.jsonl"
+_REMEDY = "restore the file from a copy, or measure again"
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class Run:
     A run has a line for each time it was started or resumed, and a result line for each attempt at a case in a process;
     a case that is measured in several processes, or was resumed, has several. `path` is the results file. `torn_line`
     is the number of an unfinished last line, which was left out: its writer was killed in the middle of it.
+    `num_without_digest` counts lines of before digests were written, of which nothing says that they are as written.
     """
 
     path: Path
     run_lines: list[RunLine]
     results: list[Result]
     torn_line: int | None = None
+    num_without_digest: int = 0
 
     @property
     def run_id(self) -> str:
@@ -96,12 +100,17 @@ def read_run(path: str | Path) -> Run:
     torn_line = len(lines) + 1 if unfinished.strip() else None
     run_lines: list[RunLine] = []
     results: list[Result] = []
+    num_without = 0
     for number, raw in enumerate(lines, start=1):
         if not raw.strip():
             continue
         where = f"{file}, line {number}"
+        plain, fits = without_digest(raw)
+        num_without += fits is None
+        if fits is False:
+            raise StoreError(f"{where}: its digest does not fit: it was changed after it was written; {_REMEDY}")
         try:
-            fields = json.loads(raw)
+            fields = json.loads(plain)
         except (ValueError, RecursionError) as error:
             if number == len(lines) and torn_line is None:
                 torn_line = number
@@ -114,7 +123,7 @@ def read_run(path: str | Path) -> Run:
             results.append(line)
     if not run_lines:
         raise StoreError(f"{file}: holds no run line, expected one at its start; the run ended before it began")
-    return Run(file, run_lines, results, torn_line)
+    return Run(file, run_lines, results, torn_line, num_without)
 
 
 def _results_file(path: Path) -> Path:
@@ -139,8 +148,22 @@ def _parse(fields: object, where: str) -> RunLine | Result:
     try:
         if version == 1:
             fields = schema1.upgrade(fields)
-        return RunLine.model_validate(fields) if kind == "run" else Result.model_validate(fields)
+        if kind == "run":
+            return RunLine.model_validate(fields)
+        result = Result.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "line"
         raise StoreError(f"{where}: {key}: {first['msg']}, got {str(first['input'])[:80]!r}") from error
+    if reason := _contradiction(result, is_old=version == 1):
+        raise StoreError(f"{where}: {reason}; {_REMEDY}")
+    return result
+
+
+def _contradiction(result: Result, *, is_old: bool) -> str | None:
+    """What a stored result says of itself that does not follow from the rest of it, or None."""
+    if result.case_hash != result.case.case_hash and not is_old:
+        return f"case_hash {result.case_hash} is not that of its case, {result.case.case_hash}"
+    if result.correctness is not None and result.correctness.passed and (found := result.correctness.excess()):
+        return f"correctness: passed, though {found}"
+    return None

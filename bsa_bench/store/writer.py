@@ -17,6 +17,7 @@ from typing import Self
 
 from bsa_bench.errors import StoreError, UsageError
 from bsa_bench.result import Result, RunLine
+from bsa_bench.store.line_digest import with_digest
 from bsa_bench.store.reader import RESULTS_FILE, Run, read_run
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -151,7 +152,7 @@ class RunWriter:
         """
         if self._fd is None:
             raise ValueError(f"{self.path}: the writer is closed")
-        data = b"".join(line.model_dump_json().encode() + b"\n" for line in lines)
+        data = b"".join(with_digest(line.model_dump_json().encode()) + b"\n" for line in lines)
         self.check(data)
         size = self._size
         try:

@@ -25,8 +25,10 @@ from torch import Tensor
 
 from bsa_bench.contract import Method, MethodOptions, Reference
 from bsa_bench.result import Case, Correctness, ErrorFigures
+from bsa_bench.verify.calls import Calls, run_calls
 from bsa_bench.verify.oracle import causal_mask
 from bsa_bench.verify.sample import MAX_SCORES, RowSample, sample_rows
+from bsa_bench.verify.whole import Suspects, Witness, find_suspects
 from bsa_kernels import BlockGrid, BlockPlan
 from bsa_kernels.engines.reference import masked_attention
 from bsa_kernels.operator import Operator
@@ -58,8 +60,12 @@ def verify(
     against_dense: bool = True,
     causal: bool = False,
     max_scores: int = MAX_SCORES,
+    deterministic: bool = True,
+    witness: Witness | None = None,
 ) -> tuple[Correctness, dict[str, Any]]:
-    """Run the operator once (and its backward where `grad`, dO, is given) and compare it with the oracle.
+    """Call the operator as it is timed, without gradients and (where `grad`, dO, is given) with them, and compare.
+
+    An output without gradients is judged by the same rule as one with them: the worse of the two is the case's.
 
     Args:
         operator: what is verified.
@@ -72,44 +78,46 @@ def verify(
         trained: the tensors whose gradients are compared.
         against_dense: whether the output is compared with dense attention's too; causal dense attention's if `causal`.
         max_scores: see `sample_rows`.
+        deterministic: two calls have to give the same bits; else they may differ by what is allowed against the oracle.
+        witness: another engine, asked for all rows where the oracle is for a sample.
 
     Returns:
         The verdict, and the state that the operator left.
     """
     before = {name: x.clone() for name, x in tensors.items()}
     q = tensors["q"]
-    _poison(q)
-    leaves = {name: x.detach().requires_grad_(grad is not None and name in trained) for name, x in tensors.items()}
-    with torch.set_grad_enabled(grad is not None):
-        state = operator.run(leaves)
+    calls = run_calls(operator, tensors, grad, trained)
+    state = calls.state
     plan = state.get("plan")
-    sample = sample_rows(
-        plan.q_grid if isinstance(plan, BlockPlan) else grid, seed=seed, device=q.device, max_scores=max_scores
-    )
-    out = state["o"].detach()
-    found: dict[str, Tensor] = {"output": out[:, :, sample.tokens]}
+    oracle_name = "fp64 masked attention by head" if plan is not None else "fp64 definition by head"
+    if not calls.is_comparable:
+        return _refused(calls, oracle_name), state
+    blocks = plan.q_grid if isinstance(plan, BlockPlan) else grid
+    sample = sample_rows(blocks, seed=seed, device=q.device, max_scores=max_scores)
+    suspects = None
+    if len(sample.tokens) < q.shape[2]:
+        suspects = find_suspects(calls, witness, before, grad, blocks)
+        sample = sample_rows(blocks, seed=seed, device=q.device, max_scores=max_scores, suspects=suspects.blocks)
+    found = {call: out[:, :, sample.tokens] for call, out in calls.outputs.items()}
     masked_grad = None
     if grad is not None:
         masked_grad = torch.zeros_like(grad).index_copy_(2, sample.tokens, grad[:, :, sample.tokens])
-        wanted = {name: leaves[name] for name in trained}
-        found |= {
-            f"grad_{name}": gradient
-            for name, gradient in zip(
-                wanted, torch.autograd.grad(state["o"], list(wanted.values()), masked_grad), strict=True
-            )
-        }
-    state = {name: x.detach() if isinstance(x, Tensor) else x for name, x in state.items()}
-    with torch.no_grad():
-        repeat_identical = torch.equal(operator.forward(tensors), out)
+        found |= {f"grad_{name}": x for name, x in calls.masked_gradients(masked_grad).items()}
     unchanged = all(torch.equal(x, tensors[name]) for name, x in before.items())
     comparison = _Comparison(found, before, masked_grad, state, sample, oracle)
     totals = comparison.run()
     if against_dense:
         comparison.run_dense(totals.dense, scale, causal=causal)
-    figures = {name: sums.figures() for name, sums in totals.error.items()}
     budget, max_abs_budget = _budgets(totals, q.dtype)
+    figures = {name: sums.figures() for name, sums in totals.error.items()}
+    for by_name in (budget, max_abs_budget):
+        by_name["output"] = max(by_name.pop(call) for call in calls.outputs)
+    of_calls = [figures.pop(call) for call in calls.outputs]
+    figures = {"output": max(of_calls, key=lambda one: (one.relative_l2, one.max_abs))} | figures
+    if not calls.repeat_identical and (deterministic or calls.repeat_error > max_abs_budget["output"]):
+        calls.faults.setdefault("output", _unlike_itself(calls.repeat_error, deterministic=deterministic))
     correctness = Correctness(
-        oracle="fp64 masked attention by head" if plan is not None else "fp64 definition by head",
+        oracle=oracle_name,
         checked=figures,
         budget=budget,
         max_abs_budget=max_abs_budget,
@@ -118,9 +126,41 @@ def verify(
         dense=totals.dense.figures() if against_dense else None,
         mass_kept=float(torch.cat(totals.mass).mean()) if totals.mass else None,
         inputs_unchanged=unchanged,
-        repeat_identical=repeat_identical,
+        repeat_identical=calls.repeat_identical,
+        faults=calls.faults,
+        sample_seed=seed,
+        witness=witness.name if witness and suspects else None,
+        unseen_max_abs=_unseen(suspects, sample),
     )
     return judged(correctness, list(figures)), state
+
+
+def _refused(calls: Calls, oracle: str) -> Correctness:
+    """The verdict on what no oracle can be compared with."""
+    return Correctness(
+        oracle=oracle,
+        checked={},
+        budget={},
+        rows=1,
+        passed=False,
+        faults=calls.faults,
+        repeat_identical=calls.repeat_identical,
+        reason="; ".join(f"{name}: {fault}" for name, fault in calls.faults.items()),
+    )
+
+
+def _unlike_itself(error: float, *, deterministic: bool) -> str:
+    """Of an engine whose second call gave something else."""
+    said = "and the engine does not declare `deterministic = False`" if deterministic else "above its budget"
+    return f"a second call on the same inputs differs by {error:.3g}, {said}"
+
+
+def _unseen(suspects: Suspects | None, sample: RowSample) -> float | None:
+    """The largest difference from the other engine outside of the sample."""
+    if suspects is None or suspects.by_token is None:
+        return None
+    rest = suspects.by_token.index_fill(0, sample.tokens, 0)
+    return min(float(rest.max()), _TOO_LARGE)
 
 
 def verify_case(
@@ -134,8 +174,14 @@ def verify_case(
     scale: float,
     seed: int,
     max_scores: int = MAX_SCORES,
+    deterministic: bool = True,
+    witness: Witness | None = None,
+    with_dense: bool = True,
 ) -> tuple[Correctness, dict[str, Any]]:
-    """Verify a case's operator against its method's definition; arguments and result as `verify`."""
+    """Verify a case's operator against its method's definition; arguments and result as `verify`.
+
+    `with_dense`: with the method's error against dense attention, where it approximates that.
+    """
     specs = method.tensors(case.workload, options)
     return verify(
         operator,
@@ -148,14 +194,19 @@ def verify_case(
         scale=scale,
         seed=seed,
         trained=[name for name in tensors if name not in specs or specs[name].trains],
-        against_dense=case.claims.approximates_dense and not case.claims.is_dense,
+        against_dense=with_dense and case.claims.approximates_dense and not case.claims.is_dense,
         causal=case.claims.causal,
         max_scores=max_scores,
+        deterministic=deterministic,
+        witness=witness,
     )
 
 
 def judged(correctness: Correctness, names: Collection[str]) -> Correctness:
     """The verdict on some of what was checked: passed or not, and why not; the rest is left out."""
+    if not correctness.checked:  # refused before an oracle was asked
+        return correctness
+    faults = {name: fault for name, fault in correctness.faults.items() if name in names}
     excess = {
         (name, what): (error, allowed)
         for name in names
@@ -165,7 +216,9 @@ def judged(correctness: Correctness, names: Collection[str]) -> Correctness:
         )
         if not error <= allowed
     }
-    reason = None if correctness.inputs_unchanged else "the operator changed its inputs"
+    reason = "; ".join(f"{name}: {fault}" for name, fault in faults.items()) or None
+    if not correctness.inputs_unchanged:
+        reason = "the operator changed its inputs"
     if excess:
         (name, what), (error, allowed) = max(excess.items(), key=lambda item: item[1][0] / item[1][1])
         found = f"{error:.3g}" if error < _TOO_LARGE else "not finite"
@@ -175,6 +228,7 @@ def judged(correctness: Correctness, names: Collection[str]) -> Correctness:
             "checked": {name: correctness.checked[name] for name in names},
             "budget": {name: correctness.budget[name] for name in names},
             "max_abs_budget": {name: correctness.max_abs_budget[name] for name in names},
+            "faults": faults,
             "passed": reason is None,
             "reason": reason,
         }
@@ -260,7 +314,7 @@ class _Comparison:
         mask = causal_mask(tokens, self.tensors["k"].shape[2]) if causal else None
         for head in self._heads():
             q, k, v = (self.tensors[name][head].double() for name in "qkv")
-            sums.add(self.found["output"][head], masked_attention(q[tokens], k, v, mask, scale=scale))
+            sums.add(next(iter(self.found.values()))[head], masked_attention(q[tokens], k, v, mask, scale=scale))
 
     def _heads(self) -> list[tuple[int, int]]:
         batch, heads = self.tensors["q"].shape[:2]
@@ -274,7 +328,7 @@ class _Comparison:
         }
         with torch.set_grad_enabled(self.grad is not None):
             reference = self.oracle(leaves, self.state, self.sample, head)
-        result = {"output": reference.output.detach()}
+        result = {name: reference.output.detach() for name in self.found if not name.startswith("grad_")}
         if self.grad is not None:
             wanted = {name: x for name, x in leaves.items() if x.requires_grad}
             grad_rows = self.grad[head][self.sample.tokens].to(reference.output.dtype)
@@ -306,9 +360,3 @@ def _plain_dtype(dtype: torch.dtype) -> torch.dtype:
 def _is_sound(x: Tensor) -> bool:
     """Whether all of `x` is finite and its square too."""
     return bool((x.abs() < _TOO_LARGE).all())
-
-
-def _poison(like: Tensor) -> None:
-    """Fill memory of the output's size with NaN and free it, so that an element never written is likely NaN."""
-    for buffer in [torch.empty_like(like) for _ in range(8)]:
-        buffer.fill_(float("nan"))

@@ -1,4 +1,7 @@
-"""Which rows are compared: all of a short workload, random blocks of a long one, the same tokens in every head."""
+"""Which rows are compared: all of a short workload; of a long one the first, the last and random query blocks.
+
+They are the same in every head.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,22 @@ class RowSample:
     blocks: Tensor
 
 
-def sample_rows(grid: BlockGrid, *, seed: int, device: torch.device, max_scores: int = MAX_SCORES) -> RowSample:
-    """Draw whole query blocks until rows x keys reaches `max_scores`; all of them where they fit; at least one."""
+def sample_rows(
+    grid: BlockGrid, *, seed: int, device: torch.device, max_scores: int = MAX_SCORES, suspects: Tensor | None = None
+) -> RowSample:
+    """Draw whole query blocks until rows x keys reaches `max_scores`; all of them where they fit.
+
+    The first, the last, `suspects`, and one that is drawn, are in the sample however many those are.
+    """
     num = max(1, max_scores // (grid.num_tokens * grid.block_size))
     if num >= grid.num_blocks:
         blocks = torch.arange(grid.num_blocks)
     else:
         order = torch.randperm(grid.num_blocks, generator=torch.Generator().manual_seed(seed))
-        blocks = order[:num].sort().values
+        ends = torch.tensor([0, grid.num_blocks - 1])
+        always = torch.cat([ends] if suspects is None else [ends, suspects.cpu()]).unique()
+        others = order[~torch.isin(order, always)]
+        blocks = torch.cat([always, others[: max(1, num - len(always))]]).unique()
     slots = grid.token_of_slot(torch.device("cpu"))[blocks].flatten()
     return RowSample(slots[slots >= 0].to(device), blocks.to(device))
 

@@ -40,7 +40,7 @@ class FakeGpu:
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "synchronize", self._synchronize)
         monkeypatch.setattr(torch.cuda, "_sleep", self._hold)
-        monkeypatch.setattr("bsa_bench.measure.timer.time", self.clock)
+        monkeypatch.setattr("bsa_bench.measure.timer.clock", self.clock)
         monkeypatch.setattr("bsa_bench.measure.device_span.time", self.clock)
         monkeypatch.setattr("bsa_bench.measure.timer.flush_buffer", self.flush_buffer)
         monkeypatch.setattr("bsa_bench.measure.device_span.flush_buffer", self.flush_buffer)

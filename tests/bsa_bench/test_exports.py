@@ -266,10 +266,13 @@ def test_an_unverified_row_and_what_its_checks_say_are_columns(tmp_path):
     figures = ErrorFigures(max_abs=0, relative_l2=0, cosine=1)
     checks = Correctness(
         oracle="o", checked={"output": figures}, budget={"output": 1.0}, rows=1, passed=True,
-        inputs_unchanged=False, repeat_identical=False,
+        repeat_identical=False,
     )  # fmt: skip
     row = flag_columns(tmp_path, correctness=checks)
-    assert (row.inputs_unchanged, row.repeat_identical) == (False, False)
+    assert (row.inputs_unchanged, row.repeat_identical) == (True, False)
+    changed = checks.model_copy(update={"inputs_unchanged": False, "passed": False})
+    wrong = made.result(status=Status.WRONG, correctness=changed)
+    assert not load(made.write_run(tmp_path / "w", [wrong])).iloc[0].inputs_unchanged
     unverified = load(made.write_run(tmp_path / "u", [made.measured(correctness=None)])).iloc[0]
     assert unverified.is_unverified
     assert unverified.inputs_unchanged is pd.NA

@@ -94,11 +94,20 @@ def measured_at(implementation, tokens, median):
 def test_rows_without_a_figure_are_listed_by_status_and_reason(quick):
     body = section(quick[1], "Unverified, wrong or not run")
     for status in Status:
-        if status not in {Status.OK, Status.COUNTED}:
+        if status not in {Status.OK, Status.COUNTED, Status.IMPLAUSIBLE}:  # the last has a test of its own
             assert f"**{status}**" in body
     assert "**unverified**" in body
     assert "predicted 9.2 GiB, 6.1 GiB are free. `full@sdpa-math` (forward+backward) at 16,384 tokens." in body
     assert "not reached" in body
+
+
+@pytest.mark.slow
+def test_a_time_that_cannot_be_true_is_listed_with_its_reason(tmp_path):
+    too_fast = made.result(made.case("full@cpu", 16384), Status.IMPLAUSIBLE, reason="a median of 1 us")
+    run = made.write_run(tmp_path / "run", made.renumber([*made.quick_results(), too_fast]))
+    body = section(write_report(run, tmp_path / "out").markdown.read_text(), "Unverified, wrong or not run")
+    assert "**IMPLAUSIBLE**" in body
+    assert "a median of 1 us. `full@cpu` (forward) at 16,384 tokens." in body
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from run_factory import DEVICE
 
 from bsa_bench.report import write_report
-from bsa_bench.result import SCHEMA_VERSION, Status
+from bsa_bench.result import SCHEMA_VERSION, Case, Status
 from bsa_bench.run import RunSettings, execute
 from bsa_bench.run.progress import PlainProgress
 from bsa_bench.store import export, load_frame, read_run
@@ -90,7 +90,9 @@ def test_a_method_that_is_not_installed_is_read_like_any_other(folder):
         "options": {"reach": [2, 3], "mode": "a|b"},
         "label": "r2x3",
     }
-    path.write_text("\n".join([*lines, json.dumps({**line, "case": case, "case_hash": "f" * 12})]) + "\n")
+    path.write_text(
+        "\n".join([*lines, json.dumps({**line, "case": case, "case_hash": Case.model_validate(case).case_hash})]) + "\n"
+    )
     frame = load_frame(folder)
     theirs = frame[frame["method"] == "theirs"].iloc[0]
     assert theirs["option_reach"] == "2x3"

@@ -96,6 +96,14 @@ def _correctness(row: Row) -> Facts:
         "Repeats bitwise": known[row.repeat_identical],
         "Inputs unchanged": known[row.inputs_unchanged],
     }
+    rest = row.result.case.workload.num_tokens - checks.rows
+    if checks.checked and rest > 0:
+        how = "not looked at" if checks.sample_seed is None else "finite; no other engine was asked"
+        if checks.witness:
+            how = f"largest difference from {checks.witness} {scientific(checks.unseen_max_abs)}"
+        facts["Other rows"] = f"{rest:,}: {how}"
+    if checks.sample_seed is not None:
+        facts["Seed of the rows"] = f"{checks.sample_seed}"
     if checks.dense:
         facts["Error against dense"] = f"{scientific(checks.dense.relative_l2)}, cosine {checks.dense.cosine:.6g}"
     if checks.mass_kept is not None:
