@@ -161,7 +161,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def _verify(
     case: Case, method: Method, options: MethodOptions, subject: Subject, engine: Engine, *, is_again: bool = False
 ) -> tuple[Correctness, dict[str, Any]]:
-    """`is_again`: after timing, with an eighth of the rows and without another engine."""
+    """`is_again`: after timing, with an eighth of the rows, all of them drawn, and without another engine."""
     from bsa_bench.verify import verify_case
 
     device = subject.tensors["q"].device
@@ -177,6 +177,7 @@ def _verify(
         seed=secrets.randbits(31),  # not the input's, which an engine may know
         max_scores=max_scores // 8 if is_again else max_scores,
         with_dense=not is_again,
+        with_ends=not is_again,
         deterministic=getattr(engine, "deterministic", True),
         witness=None if is_again or case.workload.num_tokens**2 <= max_scores else _witness(case, method, device),
     )

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ def verify(
     max_scores: int = MAX_SCORES,
     deterministic: bool = True,
     witness: Witness | None = None,
+    with_ends: bool = True,
 ) -> tuple[Correctness, dict[str, Any]]:
     """Call the operator as it is timed, without gradients and (where `grad`, dO, is given) with them, and compare.
 
@@ -80,6 +82,7 @@ def verify(
         max_scores: see `sample_rows`.
         deterministic: two calls have to give the same bits; else they may differ by what is allowed against the oracle.
         witness: another engine, asked for all rows where the oracle is for a sample.
+        with_ends: see `sample_rows`.
 
     Returns:
         The verdict, and the state that the operator left.
@@ -93,11 +96,11 @@ def verify(
     if not calls.is_comparable:
         return _refused(calls, oracle_name), state
     blocks = plan.q_grid if isinstance(plan, BlockPlan) else grid
-    sample = sample_rows(blocks, seed=seed, device=q.device, max_scores=max_scores)
-    suspects = None
+    draw = partial(sample_rows, blocks, seed=seed, device=q.device, max_scores=max_scores, with_ends=with_ends)
+    sample, suspects = draw(), None
     if len(sample.tokens) < q.shape[2]:
         suspects = find_suspects(calls, witness, before, grad, blocks)
-        sample = sample_rows(blocks, seed=seed, device=q.device, max_scores=max_scores, suspects=suspects.blocks)
+        sample = draw(suspects=suspects.blocks)
     found = {call: out[:, :, sample.tokens] for call, out in calls.outputs.items()}
     masked_grad = None
     if grad is not None:
@@ -177,6 +180,7 @@ def verify_case(
     deterministic: bool = True,
     witness: Witness | None = None,
     with_dense: bool = True,
+    with_ends: bool = True,
 ) -> tuple[Correctness, dict[str, Any]]:
     """Verify a case's operator against its method's definition; arguments and result as `verify`.
 
@@ -199,6 +203,7 @@ def verify_case(
         max_scores=max_scores,
         deterministic=deterministic,
         witness=witness,
+        with_ends=with_ends,
     )
 
 

@@ -28,18 +28,24 @@ class RowSample:
 
 
 def sample_rows(
-    grid: BlockGrid, *, seed: int, device: torch.device, max_scores: int = MAX_SCORES, suspects: Tensor | None = None
+    grid: BlockGrid,
+    *,
+    seed: int,
+    device: torch.device,
+    max_scores: int = MAX_SCORES,
+    suspects: Tensor | None = None,
+    with_ends: bool = True,
 ) -> RowSample:
     """Draw whole query blocks until rows x keys reaches `max_scores`; all of them where they fit.
 
-    The first, the last, `suspects`, and one that is drawn, are in the sample however many those are.
+    One that is drawn, `suspects`, and the first and the last if `with_ends`, are in the sample however many those are.
     """
     num = max(1, max_scores // (grid.num_tokens * grid.block_size))
     if num >= grid.num_blocks:
         blocks = torch.arange(grid.num_blocks)
     else:
         order = torch.randperm(grid.num_blocks, generator=torch.Generator().manual_seed(seed))
-        ends = torch.tensor([0, grid.num_blocks - 1])
+        ends = torch.tensor([0, grid.num_blocks - 1] if with_ends else [], dtype=torch.long)
         always = torch.cat([ends] if suspects is None else [ends, suspects.cpu()]).unique()
         others = order[~torch.isin(order, always)]
         blocks = torch.cat([always, others[: max(1, num - len(always))]]).unique()

@@ -58,14 +58,12 @@ def find_suspects(
             (grad_q,) = torch.autograd.grad(other, leaves["q"], grad)
             found.append(_by_token(calls.gradients["q"], grad_q))
     block_of_token = grid.slot_of_token(tensors["q"].device) // grid.block_size
-    blocks = [
-        torch.zeros(grid.num_blocks, dtype=x.dtype, device=x.device)
-        .scatter_reduce(0, block_of_token, x, "amax")
-        .topk(min(NUM_SUSPECTS, grid.num_blocks))
-        .indices.cpu()
-        for x in found
-    ]
-    return Suspects(torch.cat(blocks) if blocks else torch.zeros(0, dtype=torch.long), by_token)
+    blocks = [torch.zeros(0, dtype=torch.long)]
+    for x in found:
+        by_block = torch.zeros(grid.num_blocks, dtype=x.dtype, device=x.device)
+        worst = by_block.scatter_reduce(0, block_of_token, x, "amax").topk(min(NUM_SUSPECTS, grid.num_blocks))
+        blocks.append(worst.indices[worst.values > 0].cpu())
+    return Suspects(torch.cat(blocks), by_token)
 
 
 def _by_token(a: Tensor, b: Tensor) -> Tensor:
