@@ -28,7 +28,7 @@ def stated_dependencies(folder: Path, *, label: str) -> tuple[Requirement, ...]:
     """
     path = folder / PROJECT_FILE
     try:
-        project = tomllib.loads(path.read_text(encoding="utf-8")).get("project")
+        project = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("project")
     except OSError as error:
         raise UsageError(f"{label}: {PROJECT_FILE}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -97,14 +97,16 @@ class ProfileCost:
     sample_s: float
     min_samples: int
     caches: int
-    checks: int
 
 
 PROFILE_COST: dict[Profile, ProfileCost] = {
-    "quick": ProfileCost(warmup_s=0.3, sample_s=0.5, min_samples=5, caches=1, checks=1),
-    "report": ProfileCost(warmup_s=3.0, sample_s=2.0, min_samples=5, caches=2, checks=2),
+    "quick": ProfileCost(warmup_s=0.3, sample_s=0.5, min_samples=5, caches=1),
+    "report": ProfileCost(warmup_s=3.0, sample_s=2.0, min_samples=5, caches=2),
 }
 
+
+_CHECK_CALLS = 3
+"""What a check calls: twice without gradients and once with them, or as much of a pass with a backward."""
 
 _IMPORTS_BYTES = 2 << 30
 """Of address space, that a worker has when it has imported torch and started two threads (torch 2.13 for CPUs)."""
@@ -125,7 +127,7 @@ class DeviceModel:
     flop_per_s: float
     bytes_per_s: float
     memory_bytes: int
-    start_s: float = 3.5
+    start_s: float = 2.5
 
     @classmethod
     def of(cls, environment: Environment, *, probe_s: float = 0.0, ceilings: Sequence[Ceiling] = ()) -> DeviceModel:
@@ -206,11 +208,11 @@ def predict(case: Case, device: DeviceModel, profile: Profile = "quick") -> Esti
         bytes=_peak_bytes(case, spent),
         inputs_bytes=4 * case.workload.tensor_bytes,
         call_s=call_s,
-        seconds=measuring_s + phases_s if is_timed(case, device.kind) else call_s,
+        seconds=measuring_s + phases_s + _CHECK_CALLS * call_s if is_timed(case, device.kind) else call_s,
     )
 
 
-def group_start_s(cases: Sequence[Case], device: DeviceModel, profile: Profile = "quick") -> float:
+def group_start_s(cases: Sequence[Case], device: DeviceModel) -> float:
     """Predict what the cases of a group share: the process's start, compilation and verification."""
     first = cases[0]
     w = first.workload
@@ -220,12 +222,14 @@ def group_start_s(cases: Sequence[Case], device: DeviceModel, profile: Profile =
     oracle_s = 2 * w.dense_flop * rows * factor / (device.flop_per_s * _DTYPE_RATE[device.kind]["float64"] * 0.3)
     own_s = max(_call_s(c, device) for c in cases)
     compiled = engine_cost(first).compile_s * (2 if factor > 1 and device.kind == "cuda" else 1)
-    return device.start_s + compiled + PROFILE_COST[profile].checks * (oracle_s + own_s)
+    # The rows are few again after each pass; on a sample of rows another engine is called too.
+    checked_s = 1.25 * oracle_s + (_CHECK_CALLS if rows == 1.0 else 2 * _CHECK_CALLS) * own_s
+    return device.start_s + compiled + checked_s
 
 
 def group_seconds(cases: Sequence[Case], device: DeviceModel, profile: Profile = "quick") -> float:
     """Predict a whole worker process."""
-    return group_start_s(cases, device, profile) + math.fsum(predict(c, device, profile).seconds for c in cases)
+    return group_start_s(cases, device) + math.fsum(predict(c, device, profile).seconds for c in cases)
 
 
 def engine_cost(case: Case) -> EngineCost:

@@ -287,11 +287,11 @@ def test_a_dry_run_leaves_out_what_a_run_to_resume_has_and_what_a_budget_has_no_
     )
     assert out.splitlines()[-1].startswith("0 of 3 cases would run, about 0 ")
     assert bench(*again, "--resume", "--processes", "3")[1].splitlines()[-1].startswith("2 of 3 cases would run in 3 ")
-    out = bench(*again, "--budget", "12", "tokens=256,512")[1]
-    assert "no: it does not fit in the budget of 12.0 s: full@sdpa-flash (forward) at 512 tokens; bsa@gather" in (
+    out = bench(*again, "--budget", "9", "tokens=256,512")[1]
+    assert "no: it does not fit in the budget of 9.00 s: full@sdpa-flash (forward) at 512 tokens; bsa@gather" in (
         " ".join(out.split())
     )
-    assert out.splitlines()[-1].startswith("2 of 6 cases would run, as far as they fit in 12.0 s, about ")
+    assert out.splitlines()[-1].startswith("2 of 6 cases would run, as far as they fit in 9.00 s, about ")
     assert bench(*again, "--resume", "--run-id", "none")[0] == 2
 
 

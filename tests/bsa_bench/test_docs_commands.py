@@ -105,7 +105,9 @@ def test_cheap_commands_run(words):
 def on_noise(result, **changes):
     """The result as one of an input that is made anywhere, as `plot plan` makes it again."""
     workload = result.case.workload.model_copy(update={"input": InputSpec(kind="gaussian")})
-    return result.model_copy(update={"case": result.case.model_copy(update={"workload": workload}), **changes})
+    case = result.case.model_copy(update={"workload": workload})
+    named = {"case_id": case.case_id, "case_hash": case.case_hash}
+    return result.model_copy(update={"case": case, **named, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -208,3 +208,12 @@ def test_the_package_ships_every_source():
     sources = {p for p in (folder / "cpp").iterdir() if p.suffix in {".cpp", ".h"}}
     assert {p.name for p in sources} >= {"attend.cpp", "backward.cpp", "tiles.h", "simd.h", "threads.h", "formats.h"}
     assert sources <= shipped
+
+
+@pytest.mark.parametrize("given", ["g++ 'half", 'clang++ "'])
+def test_a_compiler_in_half_a_quotation_is_named(monkeypatch, given):
+    monkeypatch.setenv("CXX", given)
+    with pytest.raises(
+        BuildError, match=r"^CXX is .*, expected a C\+\+ compiler and its options \(No closing quotation"
+    ):
+        find_compiler()

@@ -267,6 +267,12 @@ def test_a_wrong_table_is_refused_with_its_file_and_entry(tmp_path, old, new, me
         load_tiles(path)
 
 
+def test_a_table_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "tiles.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + DEFAULT_TABLE.read_bytes())
+    assert load_tiles(path) == load_tiles(DEFAULT_TABLE)
+
+
 def test_a_table_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"tiles: .*none\.toml: .*No such file"):
         load_tiles(tmp_path / "none.toml")

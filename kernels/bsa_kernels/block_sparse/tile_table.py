@@ -187,7 +187,7 @@ def load_tiles(path: Path) -> tuple[Entry, ...]:
         ValueError: it cannot be read, or an entry is wrong; names the file, the entry and what was expected.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"tiles: {path}: {error}") from error
     found = []

@@ -68,7 +68,11 @@ def find_compiler() -> Compiler:
     Raises:
         BuildError: there is none, or it does not run.
     """
-    named = shlex.split(os.environ.get("CXX", ""))
+    given = os.environ.get("CXX", "")
+    try:
+        named = shlex.split(given)
+    except ValueError as error:
+        raise BuildError(f"CXX is {given!r}, expected a C++ compiler and its options ({error}).") from error
     found = next(filter(None, map(shutil.which, named[:1] or ("g++", "clang++", "c++"))), None)
     if found is None:
         if named:
