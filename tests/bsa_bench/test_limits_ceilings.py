@@ -67,15 +67,17 @@ class Machine:
         monkeypatch.setattr(worker, "_troubles", lambda _: (self.troubles, self.notes))
         monkeypatch.setattr("bsa_bench.limits.ceilings.measure_ceilings", self.measure)
         monkeypatch.setattr("bsa_bench.measure.environment.collect_environment", lambda **_: environment())
-        monkeypatch.setattr(probing.subprocess, "run", self.run)
+        monkeypatch.setattr(probing, "_ask", self.ask)
 
     def measure(self, device):
         self.measured.append(device.type)
         return [Ceiling(name="copy", value=1e10, unit="B/s", detail="8 MiB")]
 
-    def run(self, command, **more):
-        answer = {"package": str(PACKAGE)} | worker._probe(json.loads(more["input"]))
-        return probing.subprocess.CompletedProcess(command, 0, stdout=json.dumps(answer), stderr="")
+    def ask(self, command, request, environment):
+        assert command[-1] == "--probe"
+        assert environment is None
+        answer = {"package": str(PACKAGE)} | worker._probe(json.loads(request))
+        return 0, json.dumps(answer), ""
 
 
 @pytest.fixture

@@ -48,7 +48,9 @@ def test_reasons_and_unavailable_engines_follow_the_table(tmp_path):
 
 @pytest.mark.parametrize("width", [40, 200])
 def test_a_terminal_of_any_width_shows_every_status(tmp_path, width):
-    text = printed(tmp_path, made.quick_results(), width=width, terminal=True)
+    implausible = made.result(made.case("full@sdpa-math", 8192), Status.IMPLAUSIBLE, reason="too fast for this device")
+    results = made.renumber([*made.quick_results(), implausible])
+    text = printed(tmp_path, results, width=width, terminal=True)
     squeezed = "".join(text.split())
     for status in Status:
         assert status.value in squeezed

@@ -21,7 +21,7 @@ def bench(tmp_path):
     return Bench(tmp_path)
 
 
-def start(bench, worker=""):
+def start(bench, worker="", *, on_hang_up=signal.SIG_DFL):
     """Run CASES in another process whose worker hangs in the third one, and wait until it is there."""
     program = textwrap.dedent(f"""
         import sys
@@ -32,7 +32,11 @@ def start(bench, worker=""):
         sys.exit(outcome.exit_code)
     """)
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True)
+    outside = signal.signal(signal.SIGHUP, on_hang_up)  # a child inherits it; these tests may run under nohup
+    try:
+        process = subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, outside)
     deadline = time.monotonic() + 30
     while CASES[2].case_id not in bench.begun:
         assert time.monotonic() < deadline
@@ -104,11 +108,7 @@ def test_a_worker_dies_with_its_scheduler(bench, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_a_hang_up_that_is_ignored_as_by_nohup_ends_nothing(bench):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which a child inherits
-    try:
-        process = start(bench)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = start(bench, on_hang_up=signal.SIG_IGN)
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.7)
@@ -122,8 +122,12 @@ def test_a_hang_up_ends_a_command_of_comparison_as_ctrl_c_does(capsys):
         os.kill(os.getpid(), signal.SIGHUP)
         time.sleep(5)
 
-    before = signal.getsignal(signal.SIGHUP)
-    with pytest.raises(KeyboardInterrupt):
-        end_with(command)
-    assert signal.getsignal(signal.SIGHUP) is before
+    outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    try:
+        before = signal.getsignal(signal.SIGHUP)
+        with pytest.raises(KeyboardInterrupt):
+            end_with(command)
+        assert signal.getsignal(signal.SIGHUP) is before
+    finally:
+        signal.signal(signal.SIGHUP, outside)
     assert capsys.readouterr().err == "bsa-bench: interrupted\n"

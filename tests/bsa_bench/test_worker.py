@@ -194,7 +194,9 @@ def test_an_operator_that_goes_wrong_while_it_is_timed_is_wrong(in_process):
         (result,) = in_process(cases("full@late", ["forward"]), profile="report")
     assert result.status is Status.WRONG
     assert result.timing is None
-    assert result.reason.startswith("after timing: output: ")
+    # Of the samples one is drawn and looked at; where that is an early one, the check after the clock finds it.
+    found = ("output: that of a timed call differs from an untimed one", "after timing: output: ")
+    assert result.reason.startswith(found)
     assert not result.correctness.passed
 
 
