@@ -140,7 +140,7 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
 @torch_operator("permute")
 def _permute(x: Tensor, sides: Sequence[int], to_tiles: bool) -> Tensor:
     """Permute or restore; an operator, so that a compiler does not trace how a grid's tables are made."""
-    grid = _grid_of(sides)
+    grid = _known_grid(tuple(sides))
     return grid._to_tiles(x) if to_tiles else grid._to_natural(x)  # noqa: SLF001
 
 
@@ -159,6 +159,11 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[n
 
 
 gradient_of(_permute, _backward, _save)
+
+
+@lru_cache(maxsize=256)
+def _known_grid(sides: tuple[int, ...]) -> BlockGrid:
+    return _grid_of(sides)
 
 
 def _grid_of(sides: Sequence[int]) -> BlockGrid:
