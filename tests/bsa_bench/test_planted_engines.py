@@ -1,9 +1,11 @@
 """No engine that has not earned its number gets one: each is planted by an entry point and run like any other."""
 
+import threading
 from dataclasses import replace
 
 import planted_engines
 import pytest
+import torch
 
 from bsa_bench import catalog, prepare, worker
 from bsa_bench.catalog import make_case
@@ -39,6 +41,24 @@ class Events:
 
     def result(self, result):
         self.results.append(result)
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was():
+    """Let threads of engines that return too early end, and give back what is torch's for the whole process.
+
+    A thread that chooses a backend of SDPA beside this one leaves that choice behind.
+    """
+    backends = torch.backends.cuda
+    before = backends.flash_sdp_enabled(), backends.mem_efficient_sdp_enabled(), backends.math_sdp_enabled()
+    num_threads, known = torch.get_num_threads(), set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - known:
+        thread.join(timeout=10)
+    backends.enable_flash_sdp(before[0])
+    backends.enable_mem_efficient_sdp(before[1])
+    backends.enable_math_sdp(before[2])
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture
