@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from bsa_bench.verify import Witness
 
 
+#: What the check after the clock allows of errors over their budgets: by two query blocks of a clip correct engines came
+#: to 4.2 in 300 draws (fp32, forward and backward, 4,096 tokens, 2026-11-27), a result of other inputs to thousands.
+AGAIN_SLACK = 16.0
+#: Up to so many times its budget an error by a sample is a close call (1.002 in one of 99 draws), and how many times as
+#: many rows decide it.
+CLOSE_CALL = 2.0
+CLOSE_CALL_ROWS = 4
+
+
 @dataclass
 class Prepared:
     """What the cases of a group share.
@@ -108,8 +117,11 @@ def verify_fresh(case: Case, prepared: Prepared) -> Correctness:
     """Verify again on other content in the same memory, so that what was remembered by its address is found out.
 
     All tensors, and dO, are shifted along the tokens in place by a number that is drawn, and brought back in the end.
+    Few rows are compared, and few err more, beside their budget, than many: `AGAIN_SLACK` times it is allowed.
     """
     import torch
+
+    from bsa_bench.verify import excess
 
     subject = replace(prepared.subject, grad=None) if case.passes == "forward" else prepared.subject
     given = [*subject.tensors.values(), *([] if subject.grad is None else [subject.grad])]
@@ -119,7 +131,8 @@ def verify_fresh(case: Case, prepared: Prepared) -> Correctness:
         with torch.no_grad():
             for x, before in zip(given, kept, strict=True):
                 x.copy_(before.roll(shift, 2))
-        return _verify(case, prepared.method, prepared.options, subject, prepared.engine, is_again=True)[0]
+        found = _verify(case, prepared.method, prepared.options, subject, prepared.engine, is_again=True)[0]
+        return found if found.passed or excess(found) > AGAIN_SLACK else found.model_copy(update={"passed": True})
     finally:
         with torch.no_grad():
             for x, before in zip(given, kept, strict=True):
@@ -159,14 +172,24 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _verify(
-    case: Case, method: Method, options: MethodOptions, subject: Subject, engine: Engine, *, is_again: bool = False
+    case: Case,
+    method: Method,
+    options: MethodOptions,
+    subject: Subject,
+    engine: Engine,
+    *,
+    is_again: bool = False,
+    rows: int = 1,
 ) -> tuple[Correctness, dict[str, Any]]:
-    """`is_again`: after timing, with an eighth of the rows, all of them drawn, and without another engine."""
-    from bsa_bench.verify import verify_case
+    """`is_again`: after timing, with an eighth of the rows, all of them drawn, and without another engine.
+
+    What errs by a little more than its budget is judged once more, by `CLOSE_CALL_ROWS` times as many rows.
+    """
+    from bsa_bench.verify import excess, verify_case
 
     device = subject.tensors["q"].device
     max_scores = VERIFIED_SCORES["cuda" if device.type == "cuda" else "cpu"]
-    return verify_case(
+    found = verify_case(
         case,
         method,
         subject.operator,
@@ -175,12 +198,16 @@ def _verify(
         options=options,
         scale=_scale(case),
         seed=secrets.randbits(31),  # not the input's, which an engine may know
-        max_scores=max_scores // 8 if is_again else max_scores,
+        max_scores=max_scores // 8 if is_again else rows * max_scores,
         with_dense=not is_again,
         with_ends=not is_again,
         deterministic=getattr(engine, "deterministic", True),
         witness=None if is_again or case.workload.num_tokens**2 <= max_scores else _witness(case, method, device),
     )
+    is_close = not found[0].passed and excess(found[0]) <= CLOSE_CALL
+    if is_close and not is_again and rows == 1 and found[0].rows < case.workload.num_tokens:
+        return _verify(case, method, options, subject, engine, rows=CLOSE_CALL_ROWS)
+    return found
 
 
 #: Engines of our own that another is compared with on all rows of long workloads; by device, the fastest first.

@@ -16,6 +16,7 @@ on a whole row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,6 +43,9 @@ SLACK = 2.0
 #: inputs scaled 1 to 16, CPU, 2026-11-21).
 MAX_SLACK = 2.0
 FLOOR_EPS = 4.0
+#: Of the rows whose error against dense attention, and kept mass, are reported: the same in all runs, which are
+#: compared by them. The rows that are judged are drawn anew each time.
+FIGURES_SEED = 0
 ROUNDING = 0.5
 SUM_LANES = 16
 #: Stands for an error that is not finite, which a stored figure has to be.
@@ -109,8 +113,14 @@ def verify(
     unchanged = all(torch.equal(x, tensors[name]) for name, x in before.items())
     comparison = _Comparison(found, before, masked_grad, state, sample, oracle)
     totals = comparison.run()
-    if against_dense:
-        comparison.run_dense(totals.dense, scale, causal=causal)
+    mass: list[Tensor] = []
+    if against_dense or totals.mass:
+        always = sample_rows(blocks, seed=FIGURES_SEED, device=q.device, max_scores=max_scores, with_ends=False)
+        outputs = {"output": next(iter(calls.outputs.values()))[:, :, always.tokens]}
+        figured = _Comparison(outputs, before, None, state, always, oracle)
+        mass = figured.mass_kept() if totals.mass else []
+        if against_dense:
+            figured.run_dense(totals.dense, scale, causal=causal)
     budget, max_abs_budget = _budgets(totals, q.dtype)
     figures = {name: sums.figures() for name, sums in totals.error.items()}
     for by_name in (budget, max_abs_budget):
@@ -127,7 +137,7 @@ def verify(
         rows=len(sample.tokens),
         passed=True,
         dense=totals.dense.figures() if against_dense else None,
-        mass_kept=float(torch.cat(totals.mass).mean()) if totals.mass else None,
+        mass_kept=float(torch.cat(mass).mean()) if mass else None,
         inputs_unchanged=unchanged,
         repeat_identical=calls.repeat_identical,
         faults=calls.faults,
@@ -240,6 +250,17 @@ def judged(correctness: Correctness, names: Collection[str]) -> Correctness:
     )
 
 
+def excess(correctness: Correctness) -> float:
+    """The largest error over its budget; infinite for what no budget allows."""
+    if correctness.faults or not correctness.inputs_unchanged or not correctness.checked:
+        return math.inf
+    c = correctness
+    return max(
+        max(figures.relative_l2 / c.budget[name], figures.max_abs / c.max_abs_budget[name])
+        for name, figures in c.checked.items()
+    )
+
+
 @dataclass
 class _Sums:
     """Sums over heads from which the error figures of one tensor follow."""
@@ -311,6 +332,12 @@ class _Comparison:
                 if _is_sound(plain[name]):  # float16 scores may overflow; the budget is then the floor
                     totals.plain[name].add(plain[name], truth[name])
         return totals
+
+    @torch.no_grad()
+    def mass_kept(self) -> list[Tensor]:
+        """Of each head, the share of dense attention's mass that its rows keep."""
+        found = (self._truth(head, torch.float64)[1].mass_kept for head in self._heads())
+        return [mass for mass in found if mass is not None]
 
     @torch.no_grad()
     def run_dense(self, sums: _Sums, scale: float, *, causal: bool) -> None:

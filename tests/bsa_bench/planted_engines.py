@@ -363,9 +363,9 @@ def entry_points(group, patch=None):
 
 
 def __getattr__(name):
-    """`planted_engines:WIDER_DTYPE` is the engine `wider-dtype`."""
-    engine = name.lower().replace("_", "-")
-    if engine not in ENGINES:
+    """`planted_engines:engine_wider_dtype` is the engine `wider-dtype`."""
+    engine = name.removeprefix("engine_").replace("_", "-")
+    if not name.startswith("engine_") or engine not in ENGINES:
         raise AttributeError(name)
     if engine == "patched-clock":
         patch_clocks()
@@ -377,6 +377,6 @@ def install(folder):
     info = Path(folder) / "planted_engines-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: planted-engines\nVersion: 1.0\n")
-    lines = [f"{name} = planted_engines:{name.upper().replace('-', '_')}" for name in ENGINES]
+    lines = [f"{name} = planted_engines:engine_{name.replace('-', '_')}" for name in ENGINES]
     (info / "entry_points.txt").write_text("\n".join(["[bsa_bench.engines]", *lines]) + "\n")
     return [str(folder), str(Path(__file__).parent), *sys.path]

@@ -1,5 +1,8 @@
 """No engine that has not earned its number gets one: each is planted by an entry point and run like any other."""
 
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -12,6 +15,7 @@ from bsa_bench.catalog import make_case
 from bsa_bench.measure.sampling import PROTOCOLS
 from bsa_bench.result import PASSES, Status
 from bsa_bench.run.job import Job
+from bsa_bench.store import read_run
 from bsa_bench.workload import InputSpec, Workload
 
 pytestmark = pytest.mark.slow
@@ -113,3 +117,32 @@ def test_a_planted_engine_gets_no_number(run, name, length, profile):
 def test_an_honest_engine_gets_its_number_in_every_pass(run, name, length, profile):
     for result in run(name, grid=LENGTHS[length], profile=profile, passes=PASSES):
         assert result.status is Status.OK, result.reason
+
+
+def test_installed_engines_get_no_number_from_real_workers(tmp_path):
+    suite = tmp_path / "planted.toml"
+    names = ["honest", "lazy", "late", "patched-clock", "nan-in-last-rows"]
+    suite.write_text(f"""
+title = "Planted"
+implementations = {[f"full@{name}" for name in names]}
+passes = ["forward"]
+[workload]
+grid = [9, 13, 11]
+heads = 3
+head_dim = 16
+[input]
+kind = "gaussian"
+""")
+    path = [*planted_engines.install(tmp_path / "site"), *sys.path]
+    command = [sys.executable, "-m", "bsa_bench", "run", "--suite", str(suite), "--run-id", "r", "--no-report"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(path)), "BSA_BENCH_RESULTS": str(tmp_path)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    statuses = {result.case.engine: result.status for result in read_run(tmp_path / "r").results}
+    assert statuses == {
+        "honest": Status.OK,
+        "lazy": Status.WRONG,
+        "late": Status.WRONG,
+        "patched-clock": Status.IMPLAUSIBLE,
+        "nan-in-last-rows": Status.WRONG,
+    }

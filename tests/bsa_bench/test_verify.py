@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from bsa_bench.catalog import build_operator, load_method, make_case, options_of
 from bsa_bench.inputs import draw_tensors, make_qkv, random_like_output
 from bsa_bench.methods.bsa import BsaOptions
-from bsa_bench.verify import Witness, judged, verify_case
+from bsa_bench.verify import Witness, excess, judged, verify_case
 from bsa_bench.verify.sample import head_rows, sample_rows
 from bsa_bench.workload import InputSpec, Workload
 from bsa_kernels import BlockGrid
@@ -370,6 +371,14 @@ def test_another_engine_that_is_wrong_condemns_nobody():
     assert found.unseen_max_abs > 1e-4  # which says how far the two are apart where the oracle did not look
 
 
+def test_figures_that_methods_are_compared_by_are_of_the_same_rows_whatever_is_judged():
+    one = case_of(grid=(8, 8, 8), kind="smooth")
+    first, second = (check(one, seed=seed, max_scores=2 * 64 * 512) for seed in (1, 2))
+    assert first.sample_seed != second.sample_seed
+    assert (first.dense, first.mass_kept) == (second.dense, second.mass_kept)
+    assert first.checked != second.checked
+
+
 @pytest.mark.parametrize("implementation", ["full@sdpa-flash", "bsa@gather"])
 def test_a_sampled_check_agrees_with_the_full_one(implementation):
     one = case_of(implementation, grid=(8, 8, 8), kind="smooth")
@@ -451,3 +460,14 @@ def test_the_rows_of_a_head_are_those_of_the_plans_dense_tables():
     assert torch.equal(rows.mask, mask[rows.rows])
     taken = torch.where(rows.source >= 0, rows.rows[rows.source.clamp(min=0)], -1)
     assert torch.equal(taken, plan.source_of_token()[0, 1, sample.tokens])
+
+
+def test_excess_is_the_worst_error_over_its_budget_and_infinite_for_what_none_allows():
+    found = check(case_of())
+    of = {"checked": found.checked, "budget": dict.fromkeys(found.budget, 1e9), "max_abs_budget": found.max_abs_budget}
+    ratios = [figures.max_abs / found.max_abs_budget[name] for name, figures in found.checked.items()]
+    assert excess(found.model_copy(update=of)) == max(ratios) < 1
+    of["budget"] = found.budget | {"output": found.checked["output"].relative_l2 / 3}
+    assert excess(found.model_copy(update=of)) == pytest.approx(3)
+    assert excess(found.model_copy(update={"inputs_unchanged": False})) == math.inf
+    assert excess(found.model_copy(update={"faults": {"output": "of another shape"}})) == math.inf
