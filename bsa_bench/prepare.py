@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from bsa_bench.verify import Witness
 
 
-#: What the check after the clock allows of errors over their budgets: by two query blocks of a clip correct engines came
-#: to 4.2 in 300 draws (fp32, forward and backward, 4,096 tokens, 2026-11-27), a result of other inputs to thousands.
+#: What the check after the clock allows of errors over their budgets: by two query blocks of a clip, correct engines
+#: came to 4.2 in 300 draws (fp32, both passes, 4,096 tokens, 2026-11-27), a result of other inputs to thousands.
 AGAIN_SLACK = 16.0
 #: Up to so many times its budget an error by a sample is a close call (1.002 in one of 99 draws), and how many times as
 #: many rows decide it.
