@@ -13,6 +13,7 @@ import pytest
 from pair_factory import Workers, all_gone, kernels, open_files, some_cases, with_kernels
 
 import bsa_bench
+from bsa_bench.descendants import new_mark
 from bsa_bench.errors import BenchError, StoreError
 from bsa_bench.gate.lockstep import HostOperation, PairSide
 from bsa_bench.gate.two_stage import PairSample, Problem
@@ -27,6 +28,7 @@ ROOT = Path(bsa_bench.__file__).resolve().parents[1]
 @pytest.fixture
 def workers(tmp_path):
     """Scripted workers; whatever a test does, no process of theirs and no descriptor is left."""
+    new_mark()  # starts the guard of this process, whose pipe stays open
     made, before = [], open_files()
 
     def make(**script):
