@@ -121,7 +121,7 @@ def verify_fresh(case: Case, prepared: Prepared) -> Correctness:
     """
     import torch
 
-    from bsa_bench.verify import excess
+    from bsa_bench.verify import judged
 
     subject = replace(prepared.subject, grad=None) if case.passes == "forward" else prepared.subject
     given = [*subject.tensors.values(), *([] if subject.grad is None else [subject.grad])]
@@ -132,7 +132,7 @@ def verify_fresh(case: Case, prepared: Prepared) -> Correctness:
             for x, before in zip(given, kept, strict=True):
                 x.copy_(before.roll(shift, 2))
         found = _verify(case, prepared.method, prepared.options, subject, prepared.engine, is_again=True)[0]
-        return found if found.passed or excess(found) > AGAIN_SLACK else found.model_copy(update={"passed": True})
+        return judged(found, list(found.checked), slack=AGAIN_SLACK)
     finally:
         with torch.no_grad():
             for x, before in zip(given, kept, strict=True):
@@ -185,7 +185,7 @@ def _verify(
 
     What errs by a little more than its budget is judged once more, by `CLOSE_CALL_ROWS` times as many rows.
     """
-    from bsa_bench.verify import excess, verify_case
+    from bsa_bench.verify import judged, verify_case
 
     device = subject.tensors["q"].device
     max_scores = VERIFIED_SCORES["cuda" if device.type == "cuda" else "cpu"]
@@ -204,7 +204,7 @@ def _verify(
         deterministic=getattr(engine, "deterministic", True),
         witness=None if is_again or case.workload.num_tokens**2 <= max_scores else _witness(case, method, device),
     )
-    is_close = not found[0].passed and excess(found[0]) <= CLOSE_CALL
+    is_close = not found[0].passed and judged(found[0], list(found[0].checked), slack=CLOSE_CALL).passed
     if is_close and not is_again and rows == 1 and found[0].rows < case.workload.num_tokens:
         return _verify(case, method, options, subject, engine, rows=CLOSE_CALL_ROWS)
     return found

@@ -92,11 +92,10 @@ class Agenda:
 
     What a run is for is a ratio: a sparse method over the fastest dense engine of the same workload and pass, causal
     over causal. So a pair comes first, before the next pass begins: the dense engine that is known or expected to be
-    the fastest, then the sparse one of the same pass whose worker is expected to end first, or about first and is
-    the faster one. Pairs go from the
-    cheapest to the dearest, and one is begun only where both of its halves fit. Each result corrects what is
-    expected, of seconds and of which engine is the fastest: where another dense engine is then expected to be faster,
-    it is measured next.
+    the fastest, then the sparse one of the same pass whose worker is expected to end first, or about first and is the
+    faster one. Pairs go from the cheapest to the dearest, and one is begun only where both of its halves fit. Each
+    result corrects what is expected, of seconds and of which engine is the fastest: where another dense engine is then
+    expected to be faster, it is measured next.
 
     After the pairs come the other cases that fit, spread over the workloads, dense ones first; then what is verified
     and not timed; last, halves of pairs. Each round goes like that; in the second and later ones the seed draws which

@@ -16,7 +16,6 @@ on a whole row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -217,17 +216,22 @@ def verify_case(
     )
 
 
-def judged(correctness: Correctness, names: Collection[str]) -> Correctness:
-    """The verdict on some of what was checked: passed or not, and why not; the rest is left out."""
+def judged(correctness: Correctness, names: Collection[str], *, slack: float = 1.0) -> Correctness:
+    """The verdict on some of what was checked: passed or not, and why not; the rest is left out.
+
+    `slack`: so many times their budgets are allowed, and are the budgets of the verdict.
+    """
     if not correctness.checked:  # refused before an oracle was asked
         return correctness
     faults = {name: fault for name, fault in correctness.faults.items() if name in names}
+    budget = {name: slack * correctness.budget[name] for name in names}
+    max_abs_budget = {name: slack * correctness.max_abs_budget[name] for name in names}
     excess = {
         (name, what): (error, allowed)
         for name in names
         for what, error, allowed in (
-            ("relative L2 error", correctness.checked[name].relative_l2, correctness.budget[name]),
-            ("largest error", correctness.checked[name].max_abs, correctness.max_abs_budget[name]),
+            ("relative L2 error", correctness.checked[name].relative_l2, budget[name]),
+            ("largest error", correctness.checked[name].max_abs, max_abs_budget[name]),
         )
         if not error <= allowed
     }
@@ -241,23 +245,12 @@ def judged(correctness: Correctness, names: Collection[str]) -> Correctness:
     return correctness.model_copy(
         update={
             "checked": {name: correctness.checked[name] for name in names},
-            "budget": {name: correctness.budget[name] for name in names},
-            "max_abs_budget": {name: correctness.max_abs_budget[name] for name in names},
+            "budget": budget,
+            "max_abs_budget": max_abs_budget,
             "faults": faults,
             "passed": reason is None,
             "reason": reason,
         }
-    )
-
-
-def excess(correctness: Correctness) -> float:
-    """The largest error over its budget; infinite for what no budget allows."""
-    if correctness.faults or not correctness.inputs_unchanged or not correctness.checked:
-        return math.inf
-    c = correctness
-    return max(
-        max(figures.relative_l2 / c.budget[name], figures.max_abs / c.max_abs_budget[name])
-        for name, figures in c.checked.items()
     )
 
 
